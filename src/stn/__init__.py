@@ -1,0 +1,48 @@
+"""Spatial transformer networks for Keras 3 (TensorFlow, JAX and PyTorch).
+
+Importing this package is cheap: a deep-learning backend is imported when the first name that
+needs one is used, so `KERAS_BACKEND` can still be set after `import stn`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "stn.samplers": ("sample",),
+    "stn.transforms": ("TRANSFORMS", "Transform", "get_transform", "warp"),
+    "stn.layers": ("SpatialTransformer",),
+    "stn.models": ("classifier",),
+    "stn.tool.config": ("Config",),
+    "stn.tool.runs": ("Run",),
+    "stn.tool": ("train",),
+    "stn.tool.evaluation": ("evaluate", "predict"),
+    "stn.tool.report": ("write_report",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME_OF, "__version__"])
+
+if TYPE_CHECKING:
+    from stn.layers import SpatialTransformer
+    from stn.models import classifier
+    from stn.samplers import sample
+    from stn.tool import train
+    from stn.tool.config import Config
+    from stn.tool.evaluation import evaluate, predict
+    from stn.tool.report import write_report
+    from stn.tool.runs import Run
+    from stn.transforms import TRANSFORMS, Transform, get_transform, warp
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'stn' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,342 @@
+"""The `stn` command: parse, call, print. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import inspect
+import json
+import os
+import sys
+import tempfile
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+import stn
+from stn.tool import config, runs
+
+app = typer.Typer(
+    name="stn",
+    help="Spatial transformer networks: train one, see what it learned, use it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Backend = Annotated[Optional[str], typer.Option(help="Keras backend; the run's if unset.")]
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `stn` script."""
+    # TensorFlow reports its version of events on standard error unless told not to.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        app()
+    except config.UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("Interrupted", 130)
+    except OSError as error:
+        _fail(_explain_os_error(error), 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "TrainingError":  # its module would import Keras
+            raise
+        _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> typing.NoReturn:
+    from rich.console import Console
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print("[bold red]stn:[/] ", end="")
+    console.print(message, markup=False)
+    sys.exit(code)
+
+
+def _explain_os_error(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"The disk is full{where}. Nothing was left half-written; make room and --resume"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"No permission to write{where}. Choose another place with --out"
+    return f"{error.strerror or error}{where}"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"stn {stn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _config_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for every field of the configuration."""
+    own = list(inspect.signature(function).parameters.values())
+    own = [p for p in own if p.kind is not p.VAR_KEYWORD]
+    fields = []
+    for name, field in config.Config.model_fields.items():
+        kind, choices = _option_type(field.annotation)
+        default = "" if field.default is None else f" [dim]\\[default: {field.default}][/dim]"
+        text = (field.description or "") + (f" One of: {', '.join(choices)}." if choices else "")
+        option = typer.Option(help=text + default, show_default=False)
+        fields.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[Optional[kind], option],
+            )
+        )
+    function.__signature__ = inspect.Signature([*own, *fields])  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in [*own, *fields]}
+    return function
+
+
+def _option_type(annotation: Any) -> tuple[type, tuple[str, ...]]:
+    parts = [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        parts = [part for part in typing.get_args(annotation) if part is not type(None)]
+    if typing.get_origin(parts[0]) is typing.Literal:
+        return str, typing.get_args(parts[0])
+    return parts[0], ()
+
+
+def _train(
+    config_file: Annotated[
+        Optional[Path], typer.Option("--config", help="TOML file of values; flags win over it.")
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(help="Run folder to write. [dim]\\[default: runs/DATA-TRANSFORM-TIME][/dim]"),
+    ] = None,
+    resume: Annotated[
+        Optional[Path], typer.Option(help="Go on with this run, exactly where it stopped.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
+    **flags: Any,
+) -> None:
+    """Train a classifier with a spatial transformer in front; show what it learns.
+
+    Without any option: letters and digits drawn from typefaces, tilted, scaled and moved, in a few
+    minutes.
+    """
+    flags = {key: value for key, value in flags.items() if value is not None}
+    if resume is not None:
+        if out not in (None, resume) or overwrite:
+            raise config.UserError("Expected --resume alone. Received: --out or --overwrite too")
+        values = runs.Run.open(resume).config.model_dump()
+        if config_file is not None:
+            values |= config.Config.load(config_file).model_dump(exclude_unset=True)
+        wanted, out = config.Config(**{**values, **flags}), resume
+    elif config_file is not None:
+        wanted = config.Config.load(config_file, **flags)
+    else:
+        wanted = config.Config(**flags)
+    if out is None:
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        name = wanted.data.replace("/", "-").replace(":", "-").strip("-.")
+        out = Path("runs") / f"{name}-{wanted.transform}-{now}"
+
+    from stn.tool.progress import Progress
+
+    progress = Progress()
+    _start_backend(wanted.backend)
+    try:
+        run = stn.train(
+            wanted, out, resume=resume is not None, overwrite=overwrite, progress=progress
+        )
+    except KeyboardInterrupt:
+        if runs.Run(out).config_file.exists():
+            _fail(f"Interrupted. Go on with: stn train --resume {out}", 130)
+        raise
+    _print_results(run, progress)
+
+
+app.command("train")(_config_options(_train))
+
+
+def _print_results(run: runs.Run, progress: Any) -> None:
+    from rich.table import Table
+
+    metrics = run.metrics
+    table = Table(title="Result", title_justify="left", show_header=False)
+    rows = {
+        "test accuracy": f"{metrics['test']['accuracy']:.2%} of {metrics['test']['count']} images",
+        "validation accuracy": f"{metrics['validation']['accuracy']:.2%}",
+        "best epoch": f"{metrics['best_epoch']} of {metrics['epochs']}",
+        "training time": f"{metrics['train_seconds']:.0f} s",
+        "report": str(run.report_file),
+        "film": str(run.film_file),
+        "model": str(run.model_file),
+        "metrics": str(run.metrics_file),
+    }
+    for row in rows.items():
+        table.add_row(*row)
+    progress.console.print(table)
+    typer.echo(run.path)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[Optional[str], typer.Option(help="Another data set, same classes.")] = None,
+    data_dir: Annotated[Optional[Path], typer.Option(help="Folder of its files.")] = None,
+    distort: Annotated[Optional[str], typer.Option(help="Another distortion.")] = None,
+    backend: Backend = None,
+    json_: Json = False,
+) -> None:
+    """Test a trained model: loss, accuracy, per-class accuracy, confusion."""
+    runs.Run.open(run)
+    _start_backend(backend or runs.Run(run).config.backend)
+    results = stn.evaluate(
+        run,
+        data=data,
+        data_dir=None if data_dir is None else str(data_dir.resolve()),
+        distort=distort,
+        backend=backend,
+    )
+    if json_:
+        typer.echo(json.dumps(results))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    console.print(
+        f"accuracy [bold]{results['accuracy']:.2%}[/], loss {results['loss']:.4f}, "
+        f"{results['count']} images",
+        highlight=False,
+    )
+    table = Table("class", "images", "accuracy", "most often taken for")
+    for index, (name, found) in enumerate(results["per_class"].items()):
+        row = list(results["confusion"][index])
+        row[index] = 0
+        most = max(range(len(row)), key=row.__getitem__)
+        share = "-" if found["accuracy"] is None else f"{found['accuracy']:.1%}"
+        wrong = f"{results['class_names'][most]} ({row[most]})" if row[most] else "-"
+        table.add_row(_escape(name), str(found["count"]), share, _escape(wrong))
+    console.print(table)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    backend: Backend = None,
+    json_: Json = False,
+) -> None:
+    """Classify image files, grey or color, dark on light or light on dark, of any size."""
+    runs.Run.open(run)
+    _start_backend(backend or runs.Run(run).config.backend)
+    results = stn.predict(run, images, backend=backend)
+    if json_:
+        typer.echo(json.dumps(results))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("image", "class", "probability")
+    for result in results:
+        table.add_row(
+            _escape(result["image"]), _escape(result["class"]), f"{result['probability']:.1%}"
+        )
+    Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write the one-page report of a run again, also of one that is not finished."""
+    typer.echo(stn.write_report(runs.Run.open(run)))
+
+
+@app.command()
+def recipes(json_: Json = False) -> None:
+    """List the recipes."""
+    found = config.recipes()
+    if json_:
+        typer.echo(json.dumps(found))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", "what it is")
+    for name, text in found.items():
+        table.add_row(name, text)
+    Console().print(table)
+
+
+@data_app.command("list")
+def data_list(json_: Json = False) -> None:
+    """List the data sets."""
+    from stn.tool.data import SOURCES
+
+    if json_:
+        import dataclasses
+
+        typer.echo(json.dumps([dataclasses.asdict(source) for source in SOURCES.values()]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "what it is", "classes", "train", "test", "distortion")
+    for source in SOURCES.values():
+        numbers = [
+            "-" if number is None else f"{number:,}"
+            for number in (source.classes, source.train, source.test)
+        ]
+        table.add_row(source.name, source.title, *numbers, source.default_distortion)
+    Console().print(table)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _start_backend(name: str | None) -> None:
+    """Import Keras on a backend, without what the backend has to say about itself."""
+    config.select_backend(name)
+    with _quiet_stderr():
+        import keras  # noqa: F401
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Hold back standard error, of C code too; shown after all if the block fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        original = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(original, held.read())
+            raise
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""What was asked: one flat, validated configuration, from recipe, TOML file and flags."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from importlib import resources, util
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import Field
+
+BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
+"""The backends of Keras this project runs on, and the module each one needs."""
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used; the message says what to do. Exit code 2."""
+
+
+class Config(pydantic.BaseModel):
+    """Everything that decides what a run does. The defaults are the default recipe.
+
+    Values are taken from the recipe, then from what is given; unknown keys and wrong types are
+    errors that name the key.
+
+    Raises:
+        UserError: On an unknown key, a wrong type or a value out of range.
+
+    Example:
+        >>> Config(recipe="tutorial", epochs=3).batch_size
+        1024
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    recipe: str = Field("default", description="Recipe the values start from; see `stn recipes`.")
+
+    data: str = Field("glyphs", description="Data set; see `stn data list`.")
+    data_dir: str | None = Field(None, description="Folder that holds the files of the data set.")
+    mirror: str | None = Field(None, description="Base URL to download the data set from.")
+    image_size: int | None = Field(
+        None, ge=1, description="Resize images of a folder to this many pixels square."
+    )
+    color: Literal["auto", "grey", "rgb"] = Field("auto", description="Channels of folder images.")
+    distort: Literal["none", "R", "RTS", "T", "TC"] | None = Field(
+        None,
+        description="Distortion, after Jaderberg et al. 2015; the usual one of the data if unset.",
+    )
+    augment: float = Field(
+        1.0, ge=0, le=4, description="Strength of small random affine changes in training; 0: none."
+    )
+    validation: float = Field(
+        0.1, gt=0, lt=1, description="Share of the training images held out for validation."
+    )
+
+    model: Literal["compact", "reference"] = Field("compact", description="Architecture.")
+    transform: Literal["translation", "attention", "similarity", "affine", "none"] = Field(
+        "affine", description="Family of transformations; none: the control without transformer."
+    )
+    output_size: int | None = Field(
+        None, ge=1, description="Size of the straightened image; the undistorted size if unset."
+    )
+    sampler: Literal["bilinear", "nearest"] = Field("bilinear", description="Sampler.")
+    padding: Literal["zeros", "border", "reflection"] = Field(
+        "zeros", description="What the transformer reads outside the image."
+    )
+
+    epochs: int = Field(14, ge=1, description="Most epochs to train.")
+    batch_size: int = Field(256, ge=1, description="Images a step; an incomplete batch is left out.")
+    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate of Adam.")
+    schedule: Literal["constant", "cosine"] = Field(
+        "cosine", description="Course of the learning rate; cosine: one epoch of warm-up, then to 0."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    label_smoothing: float = Field(0.05, ge=0, lt=1, description="Label smoothing.")
+    patience: int | None = Field(
+        5, ge=1, description="Stop after this many epochs without a better validation loss."
+    )
+    seed: int = Field(42, ge=0, description="Seed of everything random.")
+    deterministic: bool = Field(
+        False, description="Bit-for-bit repeatable computation, at some cost in speed."
+    )
+    backend: Literal["tensorflow", "jax", "torch"] | None = Field(
+        None, description="Keras backend; KERAS_BACKEND or the Keras setting if unset."
+    )
+
+    def __init__(self, **values: Any):
+        try:
+            super().__init__(**{**read_recipe(values.get("recipe", "default")), **values})
+        except pydantic.ValidationError as error:
+            raise UserError("\n".join(_explain(e) for e in error.errors())) from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **overrides: Any) -> Config:
+        """Read a configuration from a TOML file; keywords win over the file.
+
+        Raises:
+            UserError: If the file cannot be read, or holds something that is not valid.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UserError(
+                f"Expected a readable TOML file. Received: {os.fspath(path)!r} ({error})"
+            ) from None
+        return cls(**{**values, **overrides})
+
+    def to_toml(self) -> str:
+        """All values as TOML, one a line with its description; unset ones are comments.
+
+        Example:
+            >>> "batch_size = 7  " in Config(batch_size=7).to_toml()
+            True
+        """
+        lines = []
+        for key, field in type(self).model_fields.items():
+            value = getattr(self, key)
+            # JSON writes strings, numbers and booleans as TOML does.
+            text = f"# {key} =" if value is None else f"{key} = {json.dumps(value)}"
+            lines.append(f"{text}  # {field.description}")
+        return "\n".join(lines) + "\n"
+
+    def replace(self, **values: Any) -> Config:
+        """A copy with other values, validated."""
+        return type(self)(**{**self.model_dump(), **values})
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "?"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(Config.model_fields)}"
+        return f"Expected a known configuration key. Received: {key!r}; {hint}"
+    return f"{key}: {error['msg']}. Received: {key}={error['input']!r}"
+
+
+def recipes() -> dict[str, str]:
+    """The named recipes, and the first comment line of each as its description."""
+    found = {"default": "The defaults: the compact model, best accuracy for its time."}
+    for file in sorted(_recipe_folder().iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".toml"):
+            first = file.read_text(encoding="utf-8").splitlines()[0]
+            found[file.name.removesuffix(".toml")] = first.lstrip("# ")
+    return found
+
+
+def read_recipe(name: Any) -> dict[str, Any]:
+    """The values a recipe sets.
+
+    Raises:
+        UserError: If there is no such recipe.
+    """
+    if name == "default":
+        return {}
+    if name not in recipes():
+        raise UserError(f"Expected recipe to be one of {tuple(recipes())}. Received: {name!r}")
+    text = (_recipe_folder() / f"{name}.toml").read_text(encoding="utf-8")
+    return {"recipe": name, **tomllib.loads(text)}
+
+
+def _recipe_folder() -> Any:
+    return resources.files("stn.tool") / "recipes"
+
+
+def select_backend(name: str | None) -> str:
+    """Decide on a Keras backend and make sure it is there, before Keras is imported.
+
+    Args:
+        name: One of `BACKENDS`, or None for `KERAS_BACKEND` or the Keras settings file.
+
+    Returns:
+        The name.
+
+    Raises:
+        UserError: If it is unknown, not installed, or Keras already runs on another.
+    """
+    import sys
+
+    chosen = name or os.environ.get("KERAS_BACKEND") or _backend_in_settings() or "tensorflow"
+    if chosen not in BACKENDS:
+        raise UserError(f"Expected backend to be one of {tuple(BACKENDS)}. Received: {chosen!r}")
+    if util.find_spec(BACKENDS[chosen]) is None:
+        installed = [other for other, module in BACKENDS.items() if util.find_spec(module)]
+        instead = f", or choose --backend {' or '.join(installed)}" if installed else ""
+        raise UserError(
+            f"Expected the {chosen!r} backend to be installed. Received: no module "
+            f"{BACKENDS[chosen]!r}; type: pip install -e \".[{chosen}]\"{instead}"
+        )
+    if "keras" in sys.modules and (running := sys.modules["keras"].backend.backend()) != chosen:
+        raise UserError(
+            f"Expected backend {running!r}, on which Keras already runs in this process. "
+            f"Received: {chosen!r}; set KERAS_BACKEND={chosen} before Keras is imported"
+        )
+    os.environ["KERAS_BACKEND"] = chosen
+    return chosen
+
+
+def _backend_in_settings() -> str | None:
+    home = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser())
+    try:
+        return json.loads((home / "keras.json").read_text(encoding="utf-8")).get("backend")
+    except (OSError, ValueError, AttributeError):
+        return None

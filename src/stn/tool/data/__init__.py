@@ -1,0 +1,326 @@
+"""Image data sets: one way to load every source, and the table of the sources there are."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from stn.tool.config import UserError
+
+__all__ = ["SOURCES", "Dataset", "Source", "Split", "carve", "default_distortion", "load"]
+
+CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
+"""The 62 classes of EMNIST ByClass and of the glyphs, in the order of their labels."""
+
+MERGED = string.digits + string.ascii_uppercase + "abdefghnqrt"
+"""The 47 classes of EMNIST ByMerge and Balanced: the other letters look alike in both cases."""
+
+TEST_FRACTION = 0.2
+"""Share of the images that becomes the test split of a source that has none of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their labels.
+
+    Attributes:
+        images: uint8 array `(count, height, width, channels)`, values 0 to 255.
+        labels: int32 array `(count,)`, indices into the class names.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Any) -> Split:
+        """Pick images by position: integers, a boolean mask, or a slice."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set; a split that was not asked for is None.
+
+    Attributes:
+        name: The name it was loaded by.
+        class_names: One name per label, in order.
+        train: The training images.
+        test: The test images.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split | None
+    test: Split | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A line of the table of sources; None where a value depends on the user's own data.
+
+    Attributes:
+        name: What to give to `load`.
+        title: One line about what it holds.
+        classes: Number of classes.
+        image_shape: `(height, width, channels)`.
+        train: Number of training images.
+        test: Number of test images.
+        default_distortion: The distortion that makes it a task for a spatial transformer.
+        origin: Where it comes from.
+    """
+
+    name: str
+    title: str
+    classes: int | None = None
+    image_shape: tuple[int, int, int] | None = None
+    train: int | None = None
+    test: int | None = None
+    default_distortion: str = "none"
+    origin: str = ""
+
+
+_GREY = (28, 28, 1)
+_NIST = "NIST, biometrics.nist.gov (Cohen et al. 2017, arXiv 1702.05373)"
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            "glyphs",
+            "printed digits and letters, drawn on the fly; needs no files and no network",
+            classes=62,
+            image_shape=_GREY,
+            train=24_800,
+            test=4_960,
+            default_distortion="RTS",
+            origin="the typefaces that come with matplotlib",
+        ),
+        Source(
+            "mnist",
+            "handwritten digits",
+            classes=10,
+            image_shape=_GREY,
+            train=60_000,
+            test=10_000,
+            origin="LeCun et al., storage.googleapis.com/cvdf-datasets",
+        ),
+        *(
+            Source(f"emnist/{part}", title, classes, _GREY, train, test, origin=_NIST)
+            for part, title, classes, train, test in (
+                ("byclass", "handwritten digits and letters", 62, 697_932, 116_323),
+                ("bymerge", "the same, letters alike in both cases merged", 47, 697_932, 116_323),
+                ("balanced", "equally many of each of the merged classes", 47, 112_800, 18_800),
+                ("letters", "handwritten letters, both cases as one", 26, 124_800, 20_800),
+                ("digits", "handwritten digits, equally many of each", 10, 240_000, 40_000),
+                ("mnist", "as many handwritten digits as MNIST has", 10, 60_000, 10_000),
+            )
+        ),
+        Source("folder:PATH", "your own images, one sub-folder per class", origin="PATH"),
+        Source(
+            "tfds:NAME",
+            'an image classification set of TensorFlow Datasets; needs pip install "stn[tfds]"',
+            origin="tensorflow.org/datasets",
+        ),
+    )
+}
+"""Every source, by the name that `load` takes; PATH and NAME stand for the user's own."""
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    splits: Sequence[str] = ("train", "test"),
+    image_size: int | None = None,
+    color: Literal["auto", "grey", "rgb"] = "auto",
+    mirror: str | None = None,
+    seed: int = 42,
+) -> Dataset:
+    """Load a data set; only the splits asked for are read.
+
+    Args:
+        name: A key of `SOURCES`, or `folder:` and a path, or `tfds:` and a name.
+        data_dir: Folder with the official files of `mnist` or `emnist/...`, or that of TensorFlow
+            Datasets. None downloads them into the cache folder, which the environment variable
+            `STN_CACHE` overrides. Other sources do not use it.
+        splits: Any of `"train"` and `"test"`.
+        image_size: Height and width in pixels to resize every image to; the aspect ratio is not
+            kept. None keeps the size the images have.
+        color: `"grey"` gives 1 channel, `"rgb"` 3; `"auto"` gives 3 if any image of the splits
+            that are read is in color, else 1.
+        mirror: Base URL to download from instead of the official place; the name of the file is
+            appended. The environment variable `STN_MIRROR` does the same.
+        seed: Draws the glyphs, and the test images of a source that has no test split.
+
+    Returns:
+        The data set; `images` are uint8 `(count, height, width, channels)`, `labels` int32.
+
+    Raises:
+        UserError: If the name is unknown or the data is missing, damaged or unsuitable.
+
+    Example:
+        >>> load("glyphs", splits=("test",)).test.images.shape
+        (4960, 28, 28, 1)
+    """
+    source = _source(name)
+    wanted = tuple(splits)
+    if not wanted or set(wanted) - {"train", "test"}:
+        raise UserError(f"Expected splits of 'train' and 'test'. Received: splits={splits!r}")
+    if color not in ("auto", "grey", "rgb"):
+        raise UserError(f"Expected color 'auto', 'grey' or 'rgb'. Received: color={color!r}")
+    if image_size is not None and not (isinstance(image_size, int) and 1 <= image_size <= 4096):
+        raise UserError(f"Expected 1 to 4096 pixels. Received: image_size={image_size!r}")
+
+    # The sources are imported here, so that listing them costs nothing.
+    if source.name == "folder:PATH":
+        from stn.tool.data import folders
+
+        path = name.removeprefix("folder:")
+        return folders.read(path, splits=wanted, image_size=image_size, color=color, seed=seed)
+    if source.name == "tfds:NAME":
+        from stn.tool.data import tfds
+
+        return tfds.read(
+            name.removeprefix("tfds:"),
+            data_dir=data_dir,
+            splits=wanted,
+            image_size=image_size,
+            color=color,
+            seed=seed,
+        )
+    if source.name == "glyphs":
+        from stn.tool.data import glyphs
+
+        dataset = glyphs.read(splits=wanted, seed=seed)
+    else:
+        from stn.tool.data import idx
+
+        dataset = idx.read(name, data_dir=data_dir, splits=wanted, mirror=mirror)
+    return _conform(dataset, image_size, color)
+
+
+def carve(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Split off a validation split in which every class has its share.
+
+    The same arguments always give the same images. Both parts keep the order of the images. A
+    class never loses its last image, so that all classes can be learned.
+
+    Args:
+        split: The images to divide.
+        fraction: Share to split off, at least 0 and less than 1; rounded to whole images, and to
+            at least one image if more than 0.
+        seed: Chooses the images.
+
+    Returns:
+        `(train, validation)`.
+
+    Raises:
+        UserError: If the fraction is out of range, or no class has an image to spare.
+
+    Example:
+        >>> digits = Split(np.zeros((10, 2, 2, 1), "uint8"), np.repeat([0, 1], 5).astype("int32"))
+        >>> [part.labels.tolist() for part in carve(digits, 0.2, seed=1)]
+        [[0, 0, 0, 0, 1, 1, 1, 1], [0, 1]]
+    """
+    chosen = carve_mask(split.labels, fraction, seed)
+    return split.take(~chosen), split.take(chosen)
+
+
+def carve_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Choose what `carve` splits off.
+
+    Args:
+        labels: int array `(count,)`.
+        fraction: As in `carve`.
+        seed: As in `carve`.
+
+    Returns:
+        bool array `(count,)`, true for the images to split off.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"Expected a fraction 0 <= f < 1 to split off. Received: {fraction!r}")
+    chosen = np.zeros(len(labels), bool)
+    if fraction == 0:
+        return chosen
+    generator = np.random.default_rng(seed)
+    # Shuffle within each class, then keep the first of each for training.
+    order = generator.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    _, counts = np.unique(labels, return_counts=True)
+    spare = counts - 1
+    total = min(max(1, round(len(labels) * fraction)), int(spare.sum()))
+    if total == 0:
+        raise UserError(
+            f"Expected a class of two or more images, to split off a share of {fraction}. "
+            f"Received: {len(labels)} images of {len(counts)} classes. Add images"
+        )
+    # Whole images first, then one more for the classes with the largest remainder.
+    shares = np.minimum((counts * fraction).astype(int), spare)
+    remainders = counts * fraction - shares
+    while (missing := total - int(shares.sum())) > 0:
+        ranked = np.lexsort((generator.random(len(counts)), -remainders, shares >= spare))
+        grown = [i for i in ranked[:missing] if shares[i] < spare[i]]
+        shares[grown] += 1
+        remainders[grown] -= 1
+    starts = np.cumsum(counts) - counts
+    for start, share in zip(starts, shares, strict=True):
+        chosen[order[start : start + share]] = True
+    return chosen
+
+
+def default_distortion(name: str) -> str:
+    """The distortion a source is trained with unless the user says otherwise.
+
+    Raises:
+        UserError: If the name is unknown.
+
+    Example:
+        >>> default_distortion("glyphs"), default_distortion("folder:my/images")
+        ('RTS', 'none')
+    """
+    return _source(name).default_distortion
+
+
+def _source(name: str) -> Source:
+    for key in ("folder:PATH", "tfds:NAME"):
+        prefix, argument = key.split(":")
+        if name == prefix or name == f"{prefix}:":
+            raise UserError(
+                f"Expected {key}. Received: {name!r}. Append the {argument.lower()} to {prefix}:"
+            )
+        if name.startswith(f"{prefix}:"):
+            return SOURCES[key]
+    if name in SOURCES:
+        return SOURCES[name]
+    near = difflib.get_close_matches(name.lower(), SOURCES, n=1, cutoff=0.5)
+    hint = f". Did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"Expected one of {', '.join(SOURCES)}. Received: {name!r}{hint}")
+
+
+def _conform(dataset: Dataset, image_size: int | None, color: str) -> Dataset:
+    """Bring the grey images of a built-in source to another size or number of channels."""
+
+    def convert(split: Split | None) -> Split | None:
+        if split is None:
+            return None
+        images = split.images
+        if image_size is not None and images.shape[1:3] != (image_size, image_size):
+            from stn.tool.data.folders import resize
+
+            resized = np.empty((len(images), image_size, image_size, 1), np.uint8)
+            for i, image in enumerate(images):
+                resized[i] = resize(image, (image_size, image_size))
+            images = resized
+        if color == "rgb":
+            images = np.repeat(images, 3, axis=3)
+        return Split(images, split.labels)
+
+    return Dataset(dataset.name, dataset.class_names, convert(dataset.train), convert(dataset.test))

@@ -1,0 +1,188 @@
+"""Distortions of whole data sets, through our own warp.
+
+The named ones follow Jaderberg et al. 2015, section 4.1 and appendix A.4, where images are 28x28;
+canvases grow in proportion for other sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """How images are drawn anew, each with its own random affine transformation.
+
+    Attributes:
+        angle: Largest rotation either way, in degrees.
+        scale: Smallest and largest magnification.
+        shear: Largest shear either way, as a factor.
+        shift: Largest translation either way, as a fraction of the image.
+        canvas: Size of the result as a multiple of the image; in a larger canvas the image is
+            placed anywhere it fits.
+        distractors: Number of patches of other images scattered over the canvas.
+    """
+
+    angle: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    shear: float = 0.0
+    shift: float = 0.0
+    canvas: float = 1.0
+    distractors: int = 0
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The `(height, width)` of the result for images of this size."""
+        return round(size[0] * self.canvas), round(size[1] * self.canvas)
+
+    def params(self, count: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """Draw affine parameters.
+
+        Args:
+            count: Number of images.
+            size: `(height, width)` of the images.
+            rng: Where the randomness comes from.
+
+        Returns:
+            Float32 `(count, 6)` for `stn.warp`, from canvas to image.
+        """
+        angle = np.deg2rad(rng.uniform(-self.angle, self.angle, count))
+        scale = rng.uniform(*self.scale, count)
+        shear = rng.uniform(-self.shear, self.shear, count)
+        extent = np.array(size[::-1], dtype="float64")  # pixels along x, y
+        canvas = np.array(self.output_size(size)[::-1], dtype="float64")
+        room = np.maximum(canvas - scale[:, None] * extent, 0) if self.canvas > 1 else 0.0
+        shift = rng.uniform(-1, 1, (count, 2)) * (room / 2 + self.shift * extent)
+
+        # Pixel offsets from the center, from the image to the canvas: turn, shear and magnify.
+        cos, sin = np.cos(angle), np.sin(angle)
+        turn = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
+        slant = np.tile(np.eye(2), (count, 1, 1))
+        slant[:, 0, 1] = shear
+        back = np.linalg.inv(scale[:, None, None] * turn @ slant)
+        linear = back * canvas / extent[:, None]
+        offset = -(back @ shift[:, :, None])[:, :, 0] / (extent / 2)
+        return np.concatenate([linear, offset[:, :, None]], -1).reshape(count, 6).astype("float32")
+
+    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Distort a batch.
+
+        Args:
+            images: uint8 `(count, height, width, channels)`.
+            rng: Where the randomness comes from; the same state gives the same result.
+
+        Returns:
+            uint8 `(count, *output_size, channels)`.
+        """
+        size = images.shape[1:3]
+        warp = _compiled_warp(images.shape[1:], self.output_size(size))
+        warped = warp(images, self.params(len(images), size, rng))
+        return self._scatter(warped, images, rng) if self.distractors else warped
+
+    def _scatter(self, canvas: np.ndarray, images: np.ndarray, rng: np.random.Generator) -> Any:
+        count, height, width = images.shape[:3]
+        patch = max(1, round(min(height, width) * 6 / 28))
+        steps = np.arange(patch)
+        for _ in range(self.distractors):
+            sources = rng.integers(count, size=count)
+            rows, columns = (rng.integers(n - patch + 1, size=count) for n in (height, width))
+            to_rows, to_columns = (
+                rng.integers(n - patch + 1, size=count) for n in canvas.shape[1:3]
+            )
+            pieces = images[
+                sources[:, None, None],
+                rows[:, None, None] + steps[:, None],
+                columns[:, None, None] + steps,
+            ]
+            where = (
+                np.arange(count)[:, None, None],
+                to_rows[:, None, None] + steps[:, None],
+                to_columns[:, None, None] + steps,
+            )
+            canvas[where] = np.maximum(canvas[where], pieces)
+        return canvas
+
+
+DISTORTIONS: dict[str, Distortion] = {
+    "none": Distortion(),
+    "R": Distortion(angle=90),
+    "RTS": Distortion(angle=45, scale=(0.7, 1.2), canvas=42 / 28),
+    "T": Distortion(canvas=60 / 28),
+    "TC": Distortion(canvas=60 / 28, distractors=6),
+}
+"""The named distortions: rotation (R), with translation and scale (RTS), translation (T), and
+translation among clutter (TC)."""
+
+
+def augmentation(strength: float) -> Distortion:
+    """Small random affine changes for training.
+
+    Args:
+        strength: 1 turns up to 10 degrees, scales and shears up to 10 %, shifts up to 5 %; other
+            values in proportion.
+
+    Example:
+        >>> augmentation(0.5).angle
+        5.0
+    """
+    return Distortion(
+        angle=10 * strength,
+        scale=(1 - 0.1 * strength, 1 + 0.1 * strength),
+        shear=0.1 * strength,
+        shift=0.05 * strength,
+    )
+
+
+def distort_all(
+    images: np.ndarray, distortion: Distortion, seed: Any, *, chunk: int = 1024
+) -> np.ndarray:
+    """Distort a whole split, fixed by the seed.
+
+    Args:
+        images: uint8 `(count, height, width, channels)`.
+        distortion: What to do; images are returned as they are if it does nothing.
+        seed: Anything `numpy.random.default_rng` takes.
+        chunk: Images at a time.
+
+    Returns:
+        uint8 `(count, *output_size, channels)`.
+    """
+    if distortion == DISTORTIONS["none"]:
+        return images
+    rng = np.random.default_rng(seed)
+    size = distortion.output_size(images.shape[1:3])
+    result = np.empty((len(images), *size, images.shape[-1]), "uint8")
+    for start in range(0, len(images), chunk):
+        part = images[start : start + chunk]
+        result[start : start + len(part)] = distortion(part, rng)
+    return result
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_warp(shape: tuple[int, int, int], output_size: tuple[int, int]) -> Any:
+    """`stn.warp` compiled for images of one shape, on whatever backend Keras runs."""
+    import keras
+
+    from stn.transforms import warp
+
+    class Warp(keras.layers.Layer):
+        def call(self, images: Any, params: Any) -> Any:
+            return warp(images, params, output_size=output_size, data_format="channels_last")
+
+    inputs = keras.Input(shape, dtype="uint8"), keras.Input((6,), dtype="float32")
+    model = keras.Model(inputs, Warp(dtype="float32")(*inputs))
+    model.compile(jit_compile=keras.backend.backend() != "torch")
+
+    def run(images: np.ndarray, params: np.ndarray) -> np.ndarray:
+        # Every new batch size would be compiled anew: round up to a power of two.
+        count = len(images)
+        padded = 1 << math.ceil(math.log2(max(count, 1)))
+        images = np.concatenate([images, np.zeros((padded - count, *shape), "uint8")])
+        params = np.concatenate([params, np.zeros((padded - count, 6), "float32")])
+        return np.array(model.predict_on_batch([images, params])[:count])
+
+    return run

@@ -1,0 +1,83 @@
+"""What a person sees while a command works: always on standard error, never on standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress as Bar,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class Progress:
+    """Shows steps, epochs and messages; a live bar in a terminal, plain lines elsewhere.
+
+    Args:
+        quiet: Show nothing at all.
+    """
+
+    def __init__(self, *, quiet: bool = False):
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a message as it is."""
+        self.console.print(text, markup=False)
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """Say what is being done, and how long it took."""
+        begun = time.perf_counter()
+        if self.console.is_terminal:
+            with self.console.status(title):
+                yield
+        else:
+            yield
+        self.say(f"{title}: {time.perf_counter() - begun:.1f} s")
+
+    @contextlib.contextmanager
+    def epoch(self, epoch: int, epochs: int, steps: int) -> Iterator[EpochBar]:
+        """A bar for the steps of one epoch, gone when the block ends."""
+        bar = Bar(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=True,
+            # Without a terminal the lines of `epoch_done` are enough.
+            disable=not self.console.is_terminal,
+        )
+        with bar:
+            task = bar.add_task("", total=steps, epoch=f"{epoch}/{epochs}", numbers="")
+            yield EpochBar(bar, task)
+
+    def epoch_done(self, record: dict[str, Any], *, best: bool) -> None:
+        """Print the line of a finished epoch."""
+        self.say(
+            f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  accuracy "
+            f"{record['accuracy']:.4f}  val_loss {record['val_loss']:.4f}  val_accuracy "
+            f"{record['val_accuracy']:.4f}  {record['images_per_second']:.0f} images/s  "
+            f"{record['seconds']:.1f} s{'  best' if best else ''}"
+        )
+
+
+class EpochBar:
+    """The bar of one epoch."""
+
+    def __init__(self, bar: Bar, task: Any):
+        self._bar, self._task, self._begun = bar, task, time.perf_counter()
+
+    def update(self, steps: int, loss: float, accuracy: float, batch_size: int) -> None:
+        """Show how far the epoch is, with its running means."""
+        rate = steps * batch_size / (time.perf_counter() - self._begun)
+        numbers = f"loss {loss:.4f}  accuracy {accuracy:.4f}  {rate:.0f} images/s"
+        self._bar.update(self._task, completed=steps, numbers=numbers)

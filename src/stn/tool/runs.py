@@ -1,0 +1,157 @@
+"""A run is a folder; this module is the only owner of the names of the files in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stn.tool.config import Config, UserError
+
+FORMAT = 1
+"""Version of the folder layout; a run written with another one is refused with a clear message."""
+
+
+class Run:
+    """The folder of one training run.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.config_file = self.path / "config.toml"  # the resolved configuration
+        self.environment_file = self.path / "environment.json"  # versions, hardware, revision
+        self.dataset_file = self.path / "dataset.json"  # class names, shapes, counts
+        self.summary_file = self.path / "summary.txt"  # the model, layer by layer
+        self.history_file = self.path / "history.json"  # one record per finished epoch
+        self.checkpoint_file = self.path / "checkpoint.npz"  # everything needed to go on exactly
+        self.model_file = self.path / "model.keras"  # the best model so far
+        self.metrics_file = self.path / "metrics.json"  # results on the test images
+        self.frames_folder = self.path / "frames"  # what the monitor drew, one PNG per epoch
+        self.film_file = self.path / "stn.gif"  # all frames, in order
+        self.curves_file = self.path / "curves.png"
+        self.confusion_file = self.path / "confusion.png"
+        self.report_file = self.path / "report.html"
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def frame_file(self, epoch: int) -> Path:
+        """Where the monitor's picture after `epoch` goes; epoch 0 is before training."""
+        return self.frames_folder / f"epoch-{epoch:03d}.png"
+
+    def frames(self) -> list[Path]:
+        """The monitor's pictures, in the order of the epochs."""
+        return sorted(self.frames_folder.glob("epoch-*.png"))
+
+    @property
+    def config(self) -> Config:
+        """The resolved configuration this run was started with."""
+        return Config.load(self.config_file)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record per finished epoch; empty before the first."""
+        return read_json(self.history_file) if self.history_file.exists() else []
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, backend, hardware and source revision the run was started with."""
+        return read_json(self.environment_file)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Results on the test images, written when training ended."""
+        return read_json(self.metrics_file)
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """Class names, image shapes and counts of the data it was trained on."""
+        return read_json(self.dataset_file)
+
+    def clear(self) -> None:
+        """Delete the files of the run; what else lies in the folder stays."""
+        for file in [*(v for k, v in vars(self).items() if k.endswith("_file")), *self.frames()]:
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # holds something else, or is not there
+            self.frames_folder.rmdir()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """Open an existing run folder.
+
+        Raises:
+            UserError: If it is missing, is not a run, or has another layout version.
+        """
+        run = cls(path)
+        if not run.path.is_dir():
+            raise UserError(f"Expected a run folder. Received: {str(path)!r}, which does not exist")
+        if not run.environment_file.is_file() or not run.config_file.is_file():
+            raise UserError(
+                f"Expected a run folder, one that `stn train` made. Received: {str(path)!r}, "
+                f"which has no {run.config_file.name} and {run.environment_file.name}"
+            )
+        found = run.environment.get("format")
+        if found != FORMAT:
+            raise UserError(
+                f"Expected a run folder of layout version {FORMAT}. Received: {str(path)!r} of "
+                f"version {found!r}, written by stn {run.environment.get('stn', '?')}: "
+                "use that version, or train again"
+            )
+        return run
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run; a damaged one is the user's to know about."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"Expected a readable JSON file. Received: {path} ({error})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, all of it or nothing."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, all of it or nothing."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name beside `path`; rename it to `path` only if the block succeeds.
+
+    Example:
+        >>> with atomic("model.json") as temporary:  # doctest: +SKIP
+        ...     temporary.write_text("{}")
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept: writers such as Pillow and Keras choose the format by it.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_UMASK)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)

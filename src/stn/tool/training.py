@@ -1,0 +1,614 @@
+"""Training: read `train` from top to bottom; it is the whole story.
+
+Everything random in an epoch is drawn from the seed and the number of the epoch, and after every
+epoch one atomic file holds all state there is. So a run that was killed goes on exactly where an
+uninterrupted one would be.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import stn
+from stn import grids, models
+from stn.tool import data, report, runs
+from stn.tool.config import Config, UserError
+from stn.tool.data import distortions
+from stn.tool.evaluation import distorted_test, load_split, predict_probabilities, score
+from stn.tool.progress import Progress
+
+# Streams of randomness: the first number after the seed.
+_TRAINING, _VALIDATION, _MONITOR = 0, 1, 3
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; what was reached before is kept. Exit code 1."""
+
+
+def train(
+    config: Config,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> runs.Run:
+    """Train a classifier, show what its transformer learns, and test it.
+
+    Args:
+        config: What to do.
+        out: The run folder to write; `stn.tool.runs` says what will be in it.
+        resume: Go on with the run in `out`, exactly as if it had never stopped. The
+            configuration must be that of the run.
+        overwrite: Replace what is in `out`.
+        progress: Where to show progress; nowhere by default.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: If something given cannot be used; nothing has been written then.
+        TrainingError: If the loss is not a number any more; the last checkpoint is kept.
+
+    Example:
+        >>> run = train(Config(epochs=1), "runs/quick")  # doctest: +SKIP
+    """
+    begun = time.perf_counter()
+    progress = progress or Progress(quiet=True)
+    run = runs.Run(out)
+    config = _resolve(config)
+    if resume:
+        _check_resumable(run, config)
+    else:
+        _check_free(run, overwrite)
+
+    # Data. The test images are loaded at the end, when everything has been decided.
+    with progress.step(f"Reading {config.data}"):
+        source = load_split(config, "train")
+        train_split, validation_split = data.carve(
+            source.train, config.validation, seed=config.seed
+        )
+        distortion = distortions.DISTORTIONS[config.distort]
+        size = source.train.images.shape[1:3]
+        input_shape = (*distortion.output_size(size), source.train.images.shape[-1])
+        _check_data(config, source, train_split, validation_split)
+        validation_images = distortions.distort_all(
+            validation_split.images, distortion, (config.seed, _VALIDATION)
+        )
+
+    # Model.
+    keras.utils.set_random_seed(config.seed)
+    if config.deterministic:
+        _make_deterministic()
+    steps = len(train_split) // config.batch_size
+    model = build(
+        config,
+        input_shape,
+        len(source.class_names),
+        output_size=config.output_size or size,
+        steps=steps,
+    )
+    monitor = _Monitor(run, config, model, validation_images, validation_split.labels, source)
+    if not resume:
+        _create(run, config, overwrite)
+    if run.checkpoint_file.exists():
+        state = _restore(run, model)
+        best = state.pop("best")
+    else:
+        state = {"history": [], "best_epoch": 0, "best_loss": math.inf, "seconds": 0.0}
+        best = model.get_weights()
+        runs.write_text(run.summary_file, _summary(model))
+        runs.write_json(
+            run.dataset_file,
+            {
+                "name": config.data,
+                "class_names": list(source.class_names),
+                "image_shape": list(source.train.images.shape[1:]),
+                "input_shape": list(input_shape),
+                "train": len(train_split),
+                "validation": len(validation_split),
+            },
+        )
+        monitor.draw(0)
+        _save(run, model, state, best)
+    progress.say(_summary(model))
+    progress.say(_plan(config, source, train_split, validation_split, run))
+
+    # Training.
+    batches = _Batches(config, train_split, distortion)
+    for epoch in range(len(state["history"]) + 1, config.epochs + 1):
+        if _out_of_patience(config, state):
+            break
+        started = time.perf_counter()
+        batches.epoch = epoch
+        rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+        with progress.epoch(epoch, config.epochs, steps) as bar:
+            watcher = _Watcher(bar, epoch, config, run)
+            logs = model.fit(
+                batches, epochs=1, shuffle=False, verbose=0, callbacks=[watcher]
+            ).history
+        seconds = time.perf_counter() - started
+
+        validation = score(
+            predict_probabilities(model, validation_images),
+            validation_split.labels,
+            source.class_names,
+        )
+        record = {
+            "epoch": epoch,
+            "loss": float(logs["loss"][-1]),
+            "accuracy": float(logs["accuracy"][-1]),
+            "val_loss": validation["loss"],
+            "val_accuracy": validation["accuracy"],
+            "learning_rate": rate,
+            "seconds": seconds,
+            "images_per_second": steps * config.batch_size / seconds,
+        }
+        state["history"].append(record)
+        if not math.isfinite(record["loss"]) or not math.isfinite(record["val_loss"]):
+            raise TrainingError(_diverged(epoch, steps, config, run))
+        if record["val_loss"] < state["best_loss"]:
+            state |= {"best_loss": record["val_loss"], "best_epoch": epoch}
+            best = model.get_weights()
+            with runs.atomic(run.model_file) as temporary:
+                model.save(temporary)
+        state["seconds"] += time.perf_counter() - started
+        monitor.draw(epoch)
+        _save(run, model, state, best)
+        runs.write_json(run.history_file, state["history"])
+        progress.epoch_done(record, best=state["best_epoch"] == epoch)
+
+    # The best weights, tested once.
+    model.set_weights(best)
+    with runs.atomic(run.model_file) as temporary:
+        model.save(temporary)
+    with progress.step("Testing the best model, drawing the report"):
+        shape = source.train.images.shape[1:]
+        test = load_split(config, "test", channels=shape[-1]).test
+        if test.images.shape[1:] != shape:
+            raise UserError(
+                f"Expected test images of the shape of the training images, {shape}. "
+                f"Received: {test.images.shape[1:]}"
+            )
+        results = score(
+            predict_probabilities(model, distorted_test(config, test)),
+            test.labels,
+            source.class_names,
+        )
+        best_record = state["history"][state["best_epoch"] - 1]
+        runs.write_json(
+            run.metrics_file,
+            {
+                "accuracy": results["accuracy"],
+                "loss": results["loss"],
+                "test": results,
+                "validation": {
+                    "count": len(validation_split),
+                    "loss": best_record["val_loss"],
+                    "accuracy": best_record["val_accuracy"],
+                },
+                "train": {
+                    "count": len(train_split),
+                    "loss": best_record["loss"],
+                    "accuracy": best_record["accuracy"],
+                },
+                "best_epoch": state["best_epoch"],
+                "epochs": len(state["history"]),
+                "stopped_early": _out_of_patience(config, state),
+                "train_seconds": state["seconds"],
+                "total_seconds": time.perf_counter() - begun,
+                "parameters": model.count_params(),
+            },
+        )
+        report.write_film(run.frames(), run.film_file)
+        report.draw_curves(state["history"], run.curves_file, best_epoch=state["best_epoch"])
+        report.draw_confusion(results["confusion"], source.class_names, run.confusion_file)
+        report.write_report(run)
+    return run
+
+
+def build(
+    config: Config,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    output_size: int | tuple[int, int] | None = None,
+    steps: int,
+) -> keras.Model:
+    """Build and compile the model of a configuration.
+
+    Args:
+        config: What was asked.
+        input_shape: `(height, width, channels)` of the distorted images.
+        num_classes: The number of classes.
+        output_size: `(height, width)` of what the transformer passes on; that of the images by
+            default.
+        steps: Training steps an epoch, for the learning-rate schedule.
+
+    Raises:
+        UserError: If the images do not suit the architecture.
+    """
+    try:
+        model = models.classifier(
+            config.model,
+            input_shape=input_shape,
+            num_classes=num_classes,
+            transform=config.transform,
+            output_size=output_size,
+            sampler=config.sampler,
+            padding=config.padding,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    rate: Any = config.learning_rate
+    if config.schedule == "cosine":
+        warmup = min(steps, config.epochs * steps // 2)
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0,
+            decay_steps=max(1, config.epochs * steps - warmup),
+            warmup_target=config.learning_rate,
+            warmup_steps=warmup,
+        )
+    optimizer = keras.optimizers.Adam(rate, weight_decay=config.weight_decay or None)
+    model.compile(
+        optimizer,
+        loss=_smoothed_loss(num_classes, config.label_smoothing),
+        metrics=["accuracy"],
+        # Measured: TensorFlow's own CPU kernels train these networks 1.7 to 2.7 times faster than
+        # what XLA makes of them there (docs/experiments.md).
+        jit_compile=keras.backend.backend() == "jax" or _has_accelerator(),
+    )
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+def _smoothed_loss(num_classes: int, smoothing: float) -> Any:
+    if not smoothing:
+        return "sparse_categorical_crossentropy"
+
+    def smoothed_sparse_categorical_crossentropy(labels: Any, probabilities: Any) -> Any:
+        labels = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), num_classes)
+        return keras.losses.categorical_crossentropy(
+            labels, probabilities, label_smoothing=smoothing
+        )
+
+    return smoothed_sparse_categorical_crossentropy
+
+
+class _Batches(keras.utils.PyDataset):
+    """The training images of an epoch in a fresh order, freshly distorted."""
+
+    def __init__(self, config: Config, split: data.Split, distortion: distortions.Distortion):
+        super().__init__()
+        self._config, self._split = config, split
+        # A distortion draws every image anew already.
+        if distortion == distortions.DISTORTIONS["none"] and config.augment:
+            distortion = distortions.augmentation(config.augment)
+        self._distortion = distortion
+        self.epoch = 1
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        rng = np.random.default_rng((self._config.seed, _TRAINING, epoch))
+        self._order = rng.permutation(len(self._split))
+
+    def __len__(self) -> int:
+        return len(self._split) // self._config.batch_size
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        size = self._config.batch_size
+        chosen = self._order[index * size : (index + 1) * size]
+        images, labels = self._split.images[chosen], self._split.labels[chosen]
+        if self._distortion != distortions.DISTORTIONS["none"]:
+            rng = np.random.default_rng((self._config.seed, _TRAINING, self._epoch, index))
+            images = self._distortion(images, rng)
+        return images, labels
+
+
+class _Watcher(keras.callbacks.Callback):
+    """Shows progress, and stops at a loss that is not a number."""
+
+    def __init__(self, bar: Any, epoch: int, config: Config, run: runs.Run):
+        super().__init__()
+        self._bar, self._epoch, self._config, self._run = bar, epoch, config, run
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise TrainingError(_diverged(self._epoch, batch + 1, self._config, self._run))
+        self._bar.update(batch + 1, loss, float(logs["accuracy"]), self._config.batch_size)
+
+
+def _diverged(epoch: int, step: int, config: Config, run: runs.Run) -> str:
+    kept = (
+        f"The checkpoint of epoch {epoch - 1} is kept in {run.path}"
+        if epoch > 1
+        else "No epoch was finished"
+    )
+    return (
+        f"The loss became NaN or infinite in epoch {epoch}, step {step}. {kept}. "
+        f"Train again with a smaller --learning-rate than {config.learning_rate:g}"
+    )
+
+
+class _Monitor:
+    """Draws fixed validation images, what the layer made of them, and where it looked."""
+
+    def __init__(
+        self,
+        run: runs.Run,
+        config: Config,
+        model: keras.Model,
+        images: np.ndarray,
+        labels: np.ndarray,
+        source: data.Dataset,
+        count: int = 16,
+    ):
+        self._run, self._config, self._names = run, config, source.class_names
+        # One image of each class first, so that the picture shows as many as it can.
+        rng = np.random.default_rng((config.seed, _MONITOR))
+        order = rng.permutation(len(labels))
+        _, first = np.unique(labels[order], return_index=True)
+        first = rng.permutation(first)
+        rest = np.setdiff1d(np.arange(len(order)), first)
+        chosen = order[np.concatenate([first, rest])[:count]]
+        self._images, self._labels = images[chosen], labels[chosen]
+        outputs = [model.output]
+        if config.transform != "none":
+            straight, _, grid = model.get_layer(models.TRANSFORMER).output
+            outputs += [straight, grid]
+        self._probe = keras.Model(model.input, outputs)
+        self._probe.compile(jit_compile=model.jit_compile)
+
+    def draw(self, epoch: int) -> None:
+        """Write the picture after an epoch; epoch 0 is before training."""
+        found = [np.array(part) for part in self._probe.predict_on_batch(self._images)]
+        straight, outlines = None, None
+        if len(found) == 3:
+            straight = found[1]
+            outlines = grids.outline(found[2], self._images.shape[1:3])
+        captions = []
+        for label, guess in zip(self._labels, found[0].argmax(-1), strict=True):
+            mark = "✓" if guess == label else "✗"
+            captions.append(f"{mark} {self._names[label]} → {self._names[guess]}")
+        picture = report.draw_frame(
+            self._images,
+            straight,
+            outlines,
+            title=f"Epoch {epoch} of {self._config.epochs}" if epoch else "Before training",
+            subtitle=f"{self._config.data}, {self._config.distort} distortion, "
+            f"{self._config.transform} transformer",
+            captions=captions,
+        )
+        with runs.atomic(self._run.frame_file(epoch)) as temporary:
+            picture.save(temporary)
+
+
+def _resolve(config: Config) -> Config:
+    """Fill in what was left to us, so that the run folder says what really happened."""
+    return config.replace(
+        distort=config.distort or data.default_distortion(config.data),
+        data_dir=None if config.data_dir is None else str(Path(config.data_dir).resolve()),
+        backend=keras.backend.backend(),
+    )
+
+
+def _check_free(run: runs.Run, overwrite: bool) -> None:
+    if not run.path.exists():
+        return
+    if not run.path.is_dir():
+        raise UserError(f"Expected a folder to write the run to. Received: {run.path}, a file")
+    if not any(run.path.iterdir()):
+        return
+    if not run.config_file.exists():
+        raise UserError(
+            f"Expected a new or empty folder, or an earlier run. Received: {run.path}, which holds "
+            "other files; choose another --out"
+        )
+    if not overwrite:
+        raise UserError(
+            f"Expected a new run folder. Received: {run.path}, which holds a run; go on with it "
+            f"(--resume {run.path}), replace it (--overwrite), or choose another --out"
+        )
+
+
+def _check_resumable(run: runs.Run, config: Config) -> None:
+    run = runs.Run.open(run.path)
+    before, now = run.config.model_dump(), config.model_dump()
+    changed = [key for key in now if now[key] != before[key]]
+    if changed:
+        raise UserError(
+            "Expected the configuration of the run that is resumed. Received other values for: "
+            + ", ".join(f"{key}={now[key]!r} (the run has {before[key]!r})" for key in changed)
+        )
+    backend = keras.backend.backend()
+    version = _version_of(backend)
+    if (was := run.environment["backend_version"]) != version:
+        raise UserError(
+            f"Expected {backend} {was}, with which the run was started. Received: {version}; "
+            "the result would not be exact. Install that version, or train again"
+        )
+
+
+def _check_data(
+    config: Config, source: data.Dataset, train_split: data.Split, validation: data.Split
+) -> None:
+    if len(source.class_names) < 2:
+        raise UserError(f"Expected at least 2 classes. Received: {list(source.class_names)}")
+    if config.batch_size > len(train_split):
+        raise UserError(
+            f"Expected batch_size to be at most {len(train_split)}, the number of training images "
+            f"(after {len(validation)} were held out). Received: batch_size={config.batch_size}"
+        )
+    if not len(validation):
+        raise UserError(
+            "Expected images enough for a validation split. Received: "
+            f"{len(train_split)} images and validation={config.validation}; use a larger share"
+        )
+
+
+def _create(run: runs.Run, config: Config, overwrite: bool) -> None:
+    """Make the run folder appear at once, with all that is needed to resume it."""
+    if overwrite and run.config_file.exists():
+        run.clear()
+    parent = run.path.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{run.path.name}-") as folder:
+        new = runs.Run(Path(folder) / run.path.name)
+        runs.write_text(new.config_file, config.to_toml())
+        runs.write_json(new.environment_file, _environment())
+        if run.path.exists() and any(run.path.iterdir()):  # someone else's files after --overwrite
+            for file in new.path.iterdir():
+                file.replace(run.path / file.name)
+        else:
+            new.path.replace(run.path)
+
+
+def _environment() -> dict[str, Any]:
+    backend = keras.backend.backend()
+    return {
+        "format": runs.FORMAT,
+        "stn": stn.__version__,
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        "backend": backend,
+        "backend_version": _version_of(backend),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "device": keras.distribution.list_devices()[0] if _has_accelerator() else "cpu",
+        "revision": _revision(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["stn", *sys.argv[1:]]) if _is_command() else "stn.train(...)",
+    }
+
+
+def _is_command() -> bool:
+    return Path(sys.argv[0]).name in ("stn", "stn.exe")
+
+
+def _version_of(backend: str) -> str:
+    for distribution in (backend, f"{backend}-cpu"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _has_accelerator() -> bool:
+    return any("cpu" not in device.lower() for device in keras.distribution.list_devices())
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _revision() -> str | None:
+    """The git revision of the source, if it runs from a checkout; "+" if that was changed."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(folder))
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _make_deterministic() -> None:
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow
+
+        tensorflow.config.experimental.enable_op_determinism()
+    elif backend == "torch":
+        import torch
+
+        torch.use_deterministic_algorithms(True)
+
+
+def _out_of_patience(config: Config, state: dict[str, Any]) -> bool:
+    waited = len(state["history"]) - state["best_epoch"]
+    return config.patience is not None and waited >= config.patience
+
+
+def _save(
+    run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]
+) -> None:
+    """Write all state of the training to one file, at once."""
+    arrays = {f"best/{i}": weight for i, weight in enumerate(best)}
+    for i, variable in enumerate([*model.variables, *model.optimizer.variables]):
+        arrays[f"variable/{i}"] = keras.ops.convert_to_numpy(variable)
+    with runs.atomic(run.checkpoint_file) as temporary:
+        np.savez(temporary, state=np.array(json.dumps(state)), **arrays)
+
+
+def _restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
+    """Put everything back as `_save` found it; returns its state, with the best weights."""
+    variables = [*model.variables, *model.optimizer.variables]
+    try:
+        with np.load(run.checkpoint_file) as arrays:
+            state = json.loads(str(arrays["state"]))
+            state["best"] = [arrays[f"best/{i}"] for i in range(len(model.weights))]
+            for i, variable in enumerate(variables):
+                variable.assign(arrays[f"variable/{i}"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"Expected a checkpoint of this run. Received: {run.checkpoint_file}, which cannot be "
+            f"read ({error}); train again with --overwrite"
+        ) from error
+    return state
+
+
+def _summary(model: keras.Model) -> str:
+    lines: list[str] = []
+    model.summary(print_fn=lines.append, expand_nested=True, line_length=96)
+    return "\n".join(lines) + "\n"
+
+
+def _plan(
+    config: Config, source: data.Dataset, train_split: data.Split, validation: data.Split, run: Any
+) -> str:
+    return (
+        f"{config.data}, distortion {config.distort}: {len(train_split)} training and "
+        f"{len(validation)} validation images, {len(source.class_names)} classes. "
+        f"{config.backend}, at most {config.epochs} epochs. Everything goes to {run.path}"
+    )

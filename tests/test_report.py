@@ -1,0 +1,474 @@
+"""The pictures, the film and the page of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stn.tool import report, runs
+from stn.tool.config import Config, UserError
+
+ORANGE = np.array(report.OUTLINE)
+
+
+def images(count=16, size=28, channels=1, seed=0):
+    """Strokes on black, as like digits as need be; uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:size, 0:size] / size
+    result = np.zeros((count, size, size, channels))
+    for i in range(count):
+        for _ in range(2):
+            turn, a, b = rng.uniform(0, np.pi), *rng.uniform(0.35, 0.65, 2)
+            along = (x - a) * np.cos(turn) + (y - b) * np.sin(turn)
+            across = (x - b) * np.sin(turn) - (y - a) * np.cos(turn)
+            stroke = np.exp(-((across / 0.06) ** 2)) * (np.abs(along) < 0.3)
+            result[i] = np.maximum(result[i], stroke[..., None] * rng.uniform(0.7, 1, channels))
+    return np.rint(result * 255).astype("uint8")
+
+
+def square(low, high, count=1):
+    return np.array([[[low, low], [high, low], [high, high], [low, high]]] * count, "float32")
+
+
+def orange(picture, box=None):
+    pixels = np.asarray(picture.crop(box) if box else picture).astype(int)
+    return int((np.abs(pixels - ORANGE).max(axis=-1) < 40).sum())
+
+
+def confusion(k):
+    counts = np.random.default_rng(k).poisson(0.4, (k, k))
+    np.fill_diagonal(counts, 30)
+    return counts
+
+
+def make_run(path, *, epochs=3, names=("a", "b"), finished=True, count=4, config=None):
+    run = runs.Run(path)
+    run.path.mkdir(parents=True)
+    run.config_file.write_text((config or Config(epochs=epochs)).to_toml(), encoding="utf-8")
+    environment = {"format": 1, "stn": "0.1.0", "memory_gib": 7.7, "command": "stn train --seed 0"}
+    runs.write_json(run.environment_file, environment)
+    run.summary_file.write_text("images (None, 28, 28, 1)\n", encoding="utf-8")
+    history = []
+    for epoch in range(epochs + 1):
+        batch = images(count, seed=epoch)
+        outline = square(epoch / 2, 27 - epoch / 2, count)
+        title = f"Epoch {epoch} of {epochs}" if epoch else "Before training"
+        picture = report.draw_frame(batch, batch, outline, title=title)
+        with runs.atomic(run.frame_file(epoch)) as temporary:
+            picture.save(temporary)
+        if epoch:
+            record = {"epoch": epoch, "loss": 1 / epoch, "accuracy": 1 - 0.5 / epoch}
+            record |= {"val_loss": 1.1 / epoch, "val_accuracy": 0.9 - 0.5 / epoch}
+            history.append(record | {"seconds": 2.0, "images_per_second": 1500.0})
+    runs.write_json(run.history_file, history)
+    if finished:
+        counts = confusion(len(names))
+        accuracy = float(np.trace(counts) / counts.sum())
+        per_class = {
+            name: {"accuracy": float(row[i] / row.sum()), "count": int(row.sum())}
+            for i, (name, row) in enumerate(zip(names, counts, strict=True))
+        }
+        test = {"count": int(counts.sum()), "loss": 0.1, "accuracy": accuracy}
+        test |= {"per_class": per_class, "confusion": counts.tolist(), "class_names": list(names)}
+        metrics = {"test": test, "best_epoch": epochs, "epochs": epochs, "parameters": 12345}
+        metrics |= {"train": {"count": 60000}, "train_seconds": 192.0, "total_seconds": 200.0}
+        metrics["control"] = {"accuracy": accuracy - 0.05, "run": "control"}
+        runs.write_json(run.metrics_file, metrics)
+        report.write_film(run.frames(), run.film_file)
+        report.draw_curves(history, run.curves_file, best_epoch=epochs)
+        report.draw_confusion(counts, names, run.confusion_file)
+    return run
+
+
+class Page(HTMLParser):
+    """Collects elements, and fails on tags that do not match."""
+
+    VOID = ("meta", "img", "input", "link", "br", "hr")
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def leftovers(folder):
+    return [p.name for p in Path(folder).rglob("*") if p.name.startswith(".")]
+
+
+# --- the monitor's picture ---
+
+
+def test_frame_has_one_size_whatever_the_texts():
+    batch = images(16)
+    sizes = {
+        report.draw_frame(batch, batch, square(0, 27, 16), title=t, subtitle=s, captions=c).size
+        for t, s, c in [
+            ("Epoch 1 of 12", "", ["✓ a"] * 16),
+            ("Epoch 12 of 12", "affine", ["✗ a very long class name → another one"] * 16),
+            ("Two\nlines", "of\ntext", ["a\nb"] * 16),
+        ]
+    }
+    assert len(sizes) == 1
+
+
+def test_frame_puts_the_outline_around_the_pixels():
+    # Without the margins: the tile is 28 * 3 pixels, its card begins at 74, 76, its margin is 20.
+    batch = np.zeros((1, 28, 28, 1), "uint8")
+    picture = report.draw_frame(batch, None, square(6.5, 19.5), title="t")
+    inner = (74 + 20, 76 + 20, 74 + 20 + 84, 76 + 20 + 84)
+    ys, xs = np.nonzero(
+        np.abs(np.asarray(picture.crop(inner)).astype(int) - ORANGE).max(axis=-1) < 40
+    )
+    edges = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+    # The first corner carries a dot; the opposite one shows the bare line of 2 px around 60.
+    np.testing.assert_allclose(edges[2:], 61, atol=1)
+    assert np.all(edges[:2] < 20)
+
+
+def test_frame_marks_the_first_corner():
+    batch = np.zeros((1, 28, 28, 1), "uint8")
+    turned = np.roll(square(4, 23), 1, axis=1)  # begins at the bottom left
+    marked = report.draw_frame(batch, batch, turned, title="t")
+    x, top, bottom = 94 + round(4.5 * 3), 96 + round(4.5 * 3), 96 + round(23.5 * 3)
+    near = [orange(marked, (x - 6, y - 6, x + 7, y + 7)) for y in (top, bottom)]
+    white = [np.asarray(marked.crop((x - 6, y - 6, x + 7, y + 7))).min(-1) for y in (top, bottom)]
+    assert near[1] > 20
+    assert (white[1] > 240).sum() > (white[0] > 240).sum()
+
+
+def test_frame_draws_the_margin_and_nothing_beyond_it():
+    batch = np.zeros((2, 28, 28, 1), "uint8")
+    outline = np.concatenate([square(-3, 30), square(5, 20)])
+    picture = report.draw_frame(batch, None, outline, title="t")
+    assert orange(picture, (74, 76, 74 + 20, 76 + 124)) > 50  # left margin of the first card
+    huge = np.concatenate([square(-1e30, 1e30), square(5, 20)])
+    clipped = report.draw_frame(batch, None, huge, title="t")
+    assert orange(clipped, (74, 76, 74 + 124, 76 + 124)) == 0
+    gap = (74 + 124, 76, 74 + 124 + 8, 76 + 124)
+    assert orange(picture, gap) == orange(clipped, gap) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -3e38])
+@pytest.mark.parametrize("where", [0, 1, slice(None)])
+def test_frame_survives_wild_outlines(value, where):
+    batch = images(2)
+    outline = square(3, 24, 2).astype("float64")
+    outline[0, where] = value
+    picture = report.draw_frame(batch, batch, outline, title="t")
+    assert orange(picture, (74 + 132, 76, picture.width, 200)) > 100  # the second is not affected
+
+
+def test_an_outline_that_leaves_the_margin_keeps_its_direction():
+    # A line from the center to far right, along the row of the center.
+    path = np.array([[13.5, 13.5], [1e12, 13.5], [1e12, 13.5], [13.5, 13.5]])
+    strokes = report._strokes(path, -20.0, np.array([100.0, 100.0]))
+    points = np.array([point for stroke in strokes for point in stroke])
+    np.testing.assert_allclose(points[:, 1], 13.5, atol=1e-3)
+    assert points[:, 0].max() == pytest.approx(100)
+
+
+def test_frame_without_transformer_says_so():
+    batch = images(3)
+    plain = report.draw_frame(batch, None, None, title="t", captions=["a"] * 3)
+    assert orange(plain) == 0
+    assert plain.height < report.draw_frame(batch, batch, None, title="t").height
+    legend = report._legend(outlined=False, transformed=False)
+    assert legend.width > report._font(12).getlength("no transformer")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((3, 40, 64, 3), (3, 28, 28, 1)),
+        ((1, 1, 1, 1), (1, 1, 1, 1)),
+        ((2, 60, 60, 1), (2, 28, 28, 1)),
+        ((2, 300, 20, 3), (2, 64, 64, 3)),
+        ((2, 9, 9, 5), (2, 9, 9, 2)),
+    ],
+)
+def test_frame_takes_any_shape(before, after):
+    rng = np.random.default_rng(0)
+    inputs, outputs = rng.random(before), rng.random(after).astype("float16")
+    picture = report.draw_frame(inputs, outputs, square(0, 5, before[0]), title="t", columns=2)
+    assert picture.mode == "RGB"
+    assert orange(picture) > 100
+
+
+def test_frame_shows_values_and_channels():
+    red = np.zeros((1, 8, 8, 3))
+    red[..., 0] = 2.0  # above the range
+    red[:, :4] = np.nan  # shown as black
+    picture = report.draw_frame(red, red.mean(-1, keepdims=True), None, title="t")
+    width, height = report._fit(8, 8)
+    assert (width, height) == (96, 96)
+    x, y = 74 + 10, 76 + 10
+    assert picture.getpixel((x + 50, y + 20)) == (0, 0, 0)
+    assert picture.getpixel((x + 50, y + 80)) == (255, 0, 0)
+    assert picture.getpixel((x + 50, y + 96 + 10 + 80)) == (170, 170, 170)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"inputs": np.zeros((2, 8, 8), "uint8")}, "shape"),
+        ({"inputs": np.zeros((0, 8, 8, 1), "uint8")}, "shape"),
+        ({"inputs": np.zeros((2, 8, 8, 1), "int32")}, "dtype"),
+        ({"outputs": np.zeros((3, 8, 8, 1), "uint8")}, "one of outputs per input"),
+        ({"outlines": square(0, 5, 3)}, "one of outlines per input"),
+        ({"outlines": np.zeros((2, 4, 3))}, "shape"),
+        ({"captions": ["a"]}, "one of captions per input"),
+        ({"columns": 0}, "columns"),
+    ],
+)
+def test_frame_refuses_what_does_not_fit(changed, message):
+    given = {"inputs": np.zeros((2, 8, 8, 1), "uint8"), "outputs": None, "outlines": None}
+    with pytest.raises(ValueError, match=message):
+        report.draw_frame(**given | changed, title="t")
+
+
+def test_fonts_have_the_glyphs_of_captions():
+    font = report._font(13)
+    missing = font.getmask("\uffff").getbbox(), bytes(font.getmask("\uffff"))
+    for glyph in "✓✗→…·":
+        assert (font.getmask(glyph).getbbox(), bytes(font.getmask(glyph))) != missing
+
+
+# --- the film ---
+
+
+def test_film_has_the_frames_and_their_times(tmp_path):
+    frames = []
+    for epoch in range(20):
+        batch = images(16, seed=epoch)
+        picture = report.draw_frame(batch, batch, square(2, 20, 16), title=f"Epoch {epoch}")
+        frames.append(tmp_path / f"epoch-{epoch:03d}.png")
+        if epoch == 7:
+            picture = picture.crop((0, 0, 500, 300))  # another size is padded
+        picture.save(frames[-1])
+    report.write_film(frames, tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as film:
+        times = []
+        assert film.n_frames == 20
+        assert film.info["loop"] == 0
+        for index in range(20):
+            film.seek(index)
+            times.append(film.info["duration"])
+            shown = film.convert("RGB")
+            with Image.open(frames[0 if index == 0 else 19]) as first:
+                assert shown.size == first.size
+            assert shown.getpixel((2, 2)) == report.PAPER
+            assert orange(shown) > 500
+    assert times == [1200] + [600] * 18 + [2500]
+    assert (tmp_path / "film.gif").stat().st_size < 3_000_000
+    assert not leftovers(tmp_path)
+
+
+def test_film_of_one_frame_and_of_none(tmp_path):
+    report.draw_frame(images(1), None, None, title="t").save(tmp_path / "a.png")
+    report.write_film([tmp_path / "a.png"], tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames == 1
+    with pytest.raises(ValueError, match="at least one frame"):
+        report.write_film([], tmp_path / "none.gif")
+    assert not (tmp_path / "none.gif").exists()
+    assert not leftovers(tmp_path)
+
+
+def test_film_of_noise_stays_small(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = []
+    for epoch in range(4):
+        batch = rng.integers(0, 256, (16, 32, 32, 3), dtype="uint8")
+        frames.append(tmp_path / f"{epoch}.png")
+        report.draw_frame(batch, batch, None, title="t").save(frames[-1])
+    report.write_film(frames, tmp_path / "film.gif")
+    assert (tmp_path / "film.gif").stat().st_size < 4 * 150_000
+
+
+# --- plots ---
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [],
+        [{"epoch": 1, "loss": 1.0, "accuracy": 0.5, "val_loss": 1.1, "val_accuracy": 0.4}],
+        [{"epoch": e, "loss": float("nan"), "accuracy": np.float32(0.5)} for e in (1, 2, 3)],
+        [{"epoch": e, "loss": 1 / e, "val_accuracy": 0.5} for e in range(1, 101)],
+    ],
+    ids=["none", "one", "nan", "many"],
+)
+def test_curves(history, tmp_path):
+    report.draw_curves(history, tmp_path / "curves.png", best_epoch=1 if history else None)
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width >= 900
+        assert picture.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("k", [1, 2, 10, 62, 100])
+def test_confusion(k, tmp_path):
+    names = [f"${i}_é" for i in range(k)] if k != 62 else string.digits + string.ascii_letters
+    counts = confusion(k)
+    counts[0] = 0  # a class without test images
+    report.draw_confusion(counts, names, tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert 400 < picture.width < 4000
+    assert not leftovers(tmp_path)
+
+
+def test_confusion_takes_names_its_font_lacks(tmp_path):
+    report.draw_confusion(confusion(2), ["犬", "猫"], tmp_path / "confusion.png")
+
+
+def test_confusion_refuses_other_shapes(tmp_path):
+    with pytest.raises(ValueError, match=r"shape \(2, 2\)"):
+        report.draw_confusion(confusion(3), ["a", "b"], tmp_path / "confusion.png")
+    assert not list(tmp_path.iterdir())
+
+
+# --- the page ---
+
+
+def test_report_is_one_accessible_offline_page(tmp_path):
+    run = make_run(tmp_path / "my run", names=string.digits)
+    assert report.write_report(run) == run.report_file
+    text = run.report_file.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(text.encode()) < 5_000_000
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert not page.all("link")
+    assert "default-src 'none'" in text
+    assert {tag for tag, _ in page.elements} >= {"header", "nav", "main", "footer", "details"}
+    assert len(page.all("h1")) == 1
+    assert page.all("html")[0]["lang"] == "en"
+    for image in page.all("img"):
+        assert image["src"].startswith(("data:image/png;base64,", "data:image/gif;base64,"))
+        assert len(image["alt"]) > 20
+        assert int(image["width"]) > 0
+    assert len(page.all("img")) == 1 + 4 + 2  # film, a picture an epoch, curves and confusion
+    hidden = [image for image in page.all("img") if "hidden" in image]
+    assert len(hidden) == 3
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for link in page.all("a"):
+        assert link["href"][1:] in ids
+    assert {label["for"] for label in page.all("label")} == {"epoch"}
+    accuracy = run.metrics["test"]["accuracy"]
+    assert f"Test accuracy {accuracy:.1%}" in page.text
+    for expected in ("60,000 images", "12,345", "3 min 12 s", "1,500 images/s", "+5.0 points"):
+        assert expected in page.text
+    assert "stn train --seed 0" in page.text
+    assert "batch_size 256" in page.text
+    assert "Training has not finished" not in page.text
+    assert not leftovers(run.path)
+
+
+def test_report_lists_the_worst_class_and_the_most_frequent_confusion_first(tmp_path):
+    run = make_run(tmp_path / "run", epochs=1, names=("x", "y", "z"))
+    metrics = run.metrics
+    metrics["test"]["confusion"] = [[8, 2, 0], [5, 5, 0], [0, 0, 0]]
+    metrics["test"]["per_class"] = {
+        "x": {"accuracy": 0.8, "count": 10},
+        "z": {"accuracy": None, "count": 0},
+        "y": {"accuracy": 0.5, "count": 10},
+    }
+    runs.write_json(run.metrics_file, metrics)
+    text = Page(report.write_report(run).read_text(encoding="utf-8")).text
+    assert "y 50.0% 10 x 80.0% 10 z — 0" in re.sub(r"\s+", " ", text)
+    assert "y → x 5 50.0% x → y 2 20.0%" in text
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_report_of_an_interrupted_run(epochs, tmp_path):
+    config = Config(epochs=9)
+    run = make_run(tmp_path / "run", epochs=epochs, finished=False, config=config)
+    if not epochs:
+        run.history_file.unlink()
+    page = Page(report.write_report(run).read_text(encoding="utf-8"))
+    assert "Training has not finished." in page.text
+    assert "no results on test images yet" in page.text
+    assert "The film is made when training ends." in page.text
+    assert ("2 of 9 epochs are done" if epochs else "No epoch is done") in page.text
+    assert bool(page.all("input")) == bool(epochs)  # one picture needs no slider
+    assert ("Validation accuracy 65.0%" in page.text) == bool(epochs)
+
+
+def test_report_of_almost_nothing(tmp_path):
+    run = runs.Run(tmp_path)
+    run.config_file.write_text(Config().to_toml(), encoding="utf-8")
+    page = Page(report.write_report(run).read_text(encoding="utf-8"))
+    assert "There are no pictures yet." in page.text
+    runs.write_json(run.metrics_file, {"test": {"accuracy": float("nan")}, "control": {}})
+    runs.write_json(run.history_file, [{}])
+    page = Page(report.write_report(run).read_text(encoding="utf-8"))
+    assert "Test accuracy —" in page.text
+
+
+def test_report_of_a_control_says_so(tmp_path):
+    run = make_run(tmp_path / "run", epochs=1, config=Config(transform="none"))
+    assert "without a spatial transformer" in Page(report.write_report(run).read_text()).text
+
+
+def test_report_escapes_what_it_is_given(tmp_path):
+    evil = "<script>alert('&\")</script>"
+    run = make_run(tmp_path / "<b>run", epochs=1, names=(evil, "<img src=x>"))
+    runs.write_json(run.environment_file, {"format": 1, "<i>": evil, "command": f"stn {evil}"})
+    run.summary_file.write_text(f"</pre>{evil}", encoding="utf-8")
+    page = Page(report.write_report(run).read_text(encoding="utf-8"))
+    assert len(page.all("script")) == 1
+    assert not page.all("i") and not page.all("b")
+    assert all(image["src"].startswith("data:") for image in page.all("img"))
+    assert page.text.count(evil) >= 4
+
+
+def test_report_stays_small_however_many_epochs(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "SHOTS", 5)
+    monkeypatch.setattr(report, "FILM_BYTES", 20_000)
+    run = make_run(tmp_path / "run", epochs=12)
+    page = Page(report.write_report(run).read_text(encoding="utf-8"))
+    epochs = [int(image["data-epoch"]) for image in page.all("img") if "data-epoch" in image]
+    assert epochs == [0, 3, 6, 9, 12]
+    assert "stn.gif" in page.text
+    monkeypatch.setattr(report, "SHOTS_BYTES", 1)
+    page = Page(report.write_report(run).read_text(encoding="utf-8"))
+    assert [i["data-epoch"] for i in page.all("img") if "data-epoch" in i] == ["0", "12"]
+
+
+def test_report_is_all_or_nothing(tmp_path):
+    run = make_run(tmp_path / "run", epochs=1)
+    report.write_report(run)
+    before = run.report_file.read_bytes()
+    run.metrics_file.write_text(json.dumps({})[:1], encoding="utf-8")
+    with pytest.raises(UserError, match="readable JSON"):
+        report.write_report(run)
+    assert run.report_file.read_bytes() == before
+    assert not leftovers(run.path)
