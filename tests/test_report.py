@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stn.tool import report, runs
+from stn.tool import pictures, report, runs
 from stn.tool.config import Config, UserError
 
-ORANGE = np.array(report.OUTLINE)
+ORANGE = np.array(pictures.OUTLINE)
 
 
 def images(count=16, size=28, channels=1, seed=0):
@@ -60,7 +60,7 @@ def make_run(path, *, epochs=3, names=("a", "b"), finished=True, count=4, config
         batch = images(count, seed=epoch)
         outline = square(epoch / 2, 27 - epoch / 2, count)
         title = f"Epoch {epoch} of {epochs}" if epoch else "Before training"
-        picture = report.draw_frame(batch, batch, outline, title=title)
+        picture = pictures.draw_frame(batch, batch, outline, title=title)
         with runs.atomic(run.frame_file(epoch)) as temporary:
             picture.save(temporary)
         if epoch:
@@ -81,9 +81,9 @@ def make_run(path, *, epochs=3, names=("a", "b"), finished=True, count=4, config
         metrics |= {"train": {"count": 60000}, "train_seconds": 192.0, "total_seconds": 200.0}
         metrics["control"] = {"accuracy": accuracy - 0.05, "run": "control"}
         runs.write_json(run.metrics_file, metrics)
-        report.write_film(run.frames(), run.film_file)
-        report.draw_curves(history, run.curves_file, best_epoch=epochs)
-        report.draw_confusion(counts, names, run.confusion_file)
+        pictures.write_film(run.frames(), run.film_file)
+        pictures.draw_curves(history, run.curves_file, best_epoch=epochs)
+        pictures.draw_confusion(counts, names, run.confusion_file)
     return run
 
 
@@ -129,7 +129,7 @@ def leftovers(folder):
 def test_frame_has_one_size_whatever_the_texts():
     batch = images(16)
     sizes = {
-        report.draw_frame(batch, batch, square(0, 27, 16), title=t, subtitle=s, captions=c).size
+        pictures.draw_frame(batch, batch, square(0, 27, 16), title=t, subtitle=s, captions=c).size
         for t, s, c in [
             ("Epoch 1 of 12", "", ["✓ a"] * 16),
             ("Epoch 12 of 12", "affine", ["✗ a very long class name → another one"] * 16),
@@ -142,7 +142,7 @@ def test_frame_has_one_size_whatever_the_texts():
 def test_frame_puts_the_outline_around_the_pixels():
     # Without the margins: the tile is 28 * 3 pixels, its card begins at 74, 76, its margin is 20.
     batch = np.zeros((1, 28, 28, 1), "uint8")
-    picture = report.draw_frame(batch, None, square(6.5, 19.5), title="t")
+    picture = pictures.draw_frame(batch, None, square(6.5, 19.5), title="t")
     inner = (74 + 20, 76 + 20, 74 + 20 + 84, 76 + 20 + 84)
     ys, xs = np.nonzero(
         np.abs(np.asarray(picture.crop(inner)).astype(int) - ORANGE).max(axis=-1) < 40
@@ -156,7 +156,7 @@ def test_frame_puts_the_outline_around_the_pixels():
 def test_frame_marks_the_first_corner():
     batch = np.zeros((1, 28, 28, 1), "uint8")
     turned = np.roll(square(4, 23), 1, axis=1)  # begins at the bottom left
-    marked = report.draw_frame(batch, batch, turned, title="t")
+    marked = pictures.draw_frame(batch, batch, turned, title="t")
     x, top, bottom = 94 + round(4.5 * 3), 96 + round(4.5 * 3), 96 + round(23.5 * 3)
     near = [orange(marked, (x - 6, y - 6, x + 7, y + 7)) for y in (top, bottom)]
     white = [np.asarray(marked.crop((x - 6, y - 6, x + 7, y + 7))).min(-1) for y in (top, bottom)]
@@ -167,10 +167,10 @@ def test_frame_marks_the_first_corner():
 def test_frame_draws_the_margin_and_nothing_beyond_it():
     batch = np.zeros((2, 28, 28, 1), "uint8")
     outline = np.concatenate([square(-3, 30), square(5, 20)])
-    picture = report.draw_frame(batch, None, outline, title="t")
+    picture = pictures.draw_frame(batch, None, outline, title="t")
     assert orange(picture, (74, 76, 74 + 20, 76 + 124)) > 50  # left margin of the first card
     huge = np.concatenate([square(-1e30, 1e30), square(5, 20)])
-    clipped = report.draw_frame(batch, None, huge, title="t")
+    clipped = pictures.draw_frame(batch, None, huge, title="t")
     assert orange(clipped, (74, 76, 74 + 124, 76 + 124)) == 0
     gap = (74 + 124, 76, 74 + 124 + 8, 76 + 124)
     assert orange(picture, gap) == orange(clipped, gap) == 0
@@ -182,14 +182,14 @@ def test_frame_survives_wild_outlines(value, where):
     batch = images(2)
     outline = square(3, 24, 2).astype("float64")
     outline[0, where] = value
-    picture = report.draw_frame(batch, batch, outline, title="t")
+    picture = pictures.draw_frame(batch, batch, outline, title="t")
     assert orange(picture, (74 + 132, 76, picture.width, 200)) > 100  # the second is not affected
 
 
 def test_an_outline_that_leaves_the_margin_keeps_its_direction():
     # A line from the center to far right, along the row of the center.
     path = np.array([[13.5, 13.5], [1e12, 13.5], [1e12, 13.5], [13.5, 13.5]])
-    strokes = report._strokes(path, -20.0, np.array([100.0, 100.0]))
+    strokes = pictures._strokes(path, -20.0, np.array([100.0, 100.0]))
     points = np.array([point for stroke in strokes for point in stroke])
     np.testing.assert_allclose(points[:, 1], 13.5, atol=1e-3)
     assert points[:, 0].max() == pytest.approx(100)
@@ -197,11 +197,11 @@ def test_an_outline_that_leaves_the_margin_keeps_its_direction():
 
 def test_frame_without_transformer_says_so():
     batch = images(3)
-    plain = report.draw_frame(batch, None, None, title="t", captions=["a"] * 3)
+    plain = pictures.draw_frame(batch, None, None, title="t", captions=["a"] * 3)
     assert orange(plain) == 0
-    assert plain.height < report.draw_frame(batch, batch, None, title="t").height
-    legend = report._legend(outlined=False, transformed=False)
-    assert legend.width > report._font(12).getlength("no transformer")
+    assert plain.height < pictures.draw_frame(batch, batch, None, title="t").height
+    legend = pictures._legend(outlined=False, transformed=False)
+    assert legend.width > pictures._font(12).getlength("no transformer")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_frame_without_transformer_says_so():
 def test_frame_takes_any_shape(before, after):
     rng = np.random.default_rng(0)
     inputs, outputs = rng.random(before), rng.random(after).astype("float16")
-    picture = report.draw_frame(inputs, outputs, square(0, 5, before[0]), title="t", columns=2)
+    picture = pictures.draw_frame(inputs, outputs, square(0, 5, before[0]), title="t", columns=2)
     assert picture.mode == "RGB"
     assert orange(picture) > 100
 
@@ -226,8 +226,8 @@ def test_frame_shows_values_and_channels():
     red = np.zeros((1, 8, 8, 3))
     red[..., 0] = 2.0  # above the range
     red[:, :4] = np.nan  # shown as black
-    picture = report.draw_frame(red, red.mean(-1, keepdims=True), None, title="t")
-    width, height = report._fit(8, 8)
+    picture = pictures.draw_frame(red, red.mean(-1, keepdims=True), None, title="t")
+    width, height = pictures._fit(8, 8)
     assert (width, height) == (96, 96)
     x, y = 74 + 10, 76 + 10
     assert picture.getpixel((x + 50, y + 20)) == (0, 0, 0)
@@ -251,11 +251,11 @@ def test_frame_shows_values_and_channels():
 def test_frame_refuses_what_does_not_fit(changed, message):
     given = {"inputs": np.zeros((2, 8, 8, 1), "uint8"), "outputs": None, "outlines": None}
     with pytest.raises(ValueError, match=message):
-        report.draw_frame(**given | changed, title="t")
+        pictures.draw_frame(**given | changed, title="t")
 
 
 def test_fonts_have_the_glyphs_of_captions():
-    font = report._font(13)
+    font = pictures._font(13)
     missing = font.getmask("\uffff").getbbox(), bytes(font.getmask("\uffff"))
     for glyph in "✓✗→…·":
         assert (font.getmask(glyph).getbbox(), bytes(font.getmask(glyph))) != missing
@@ -268,12 +268,12 @@ def test_film_has_the_frames_and_their_times(tmp_path):
     frames = []
     for epoch in range(20):
         batch = images(16, seed=epoch)
-        picture = report.draw_frame(batch, batch, square(2, 20, 16), title=f"Epoch {epoch}")
+        picture = pictures.draw_frame(batch, batch, square(2, 20, 16), title=f"Epoch {epoch}")
         frames.append(tmp_path / f"epoch-{epoch:03d}.png")
         if epoch == 7:
             picture = picture.crop((0, 0, 500, 300))  # another size is padded
         picture.save(frames[-1])
-    report.write_film(frames, tmp_path / "film.gif")
+    pictures.write_film(frames, tmp_path / "film.gif")
     with Image.open(tmp_path / "film.gif") as film:
         times = []
         assert film.n_frames == 20
@@ -284,7 +284,7 @@ def test_film_has_the_frames_and_their_times(tmp_path):
             shown = film.convert("RGB")
             with Image.open(frames[0 if index == 0 else 19]) as first:
                 assert shown.size == first.size
-            assert shown.getpixel((2, 2)) == report.PAPER
+            assert shown.getpixel((2, 2)) == pictures.PAPER
             assert orange(shown) > 500
     assert times == [1200] + [600] * 18 + [2500]
     assert (tmp_path / "film.gif").stat().st_size < 3_000_000
@@ -292,12 +292,12 @@ def test_film_has_the_frames_and_their_times(tmp_path):
 
 
 def test_film_of_one_frame_and_of_none(tmp_path):
-    report.draw_frame(images(1), None, None, title="t").save(tmp_path / "a.png")
-    report.write_film([tmp_path / "a.png"], tmp_path / "film.gif")
+    pictures.draw_frame(images(1), None, None, title="t").save(tmp_path / "a.png")
+    pictures.write_film([tmp_path / "a.png"], tmp_path / "film.gif")
     with Image.open(tmp_path / "film.gif") as film:
         assert film.n_frames == 1
     with pytest.raises(ValueError, match="at least one frame"):
-        report.write_film([], tmp_path / "none.gif")
+        pictures.write_film([], tmp_path / "none.gif")
     assert not (tmp_path / "none.gif").exists()
     assert not leftovers(tmp_path)
 
@@ -308,8 +308,8 @@ def test_film_of_noise_stays_small(tmp_path):
     for epoch in range(4):
         batch = rng.integers(0, 256, (16, 32, 32, 3), dtype="uint8")
         frames.append(tmp_path / f"{epoch}.png")
-        report.draw_frame(batch, batch, None, title="t").save(frames[-1])
-    report.write_film(frames, tmp_path / "film.gif")
+        pictures.draw_frame(batch, batch, None, title="t").save(frames[-1])
+    pictures.write_film(frames, tmp_path / "film.gif")
     assert (tmp_path / "film.gif").stat().st_size < 4 * 150_000
 
 
@@ -327,7 +327,7 @@ def test_film_of_noise_stays_small(tmp_path):
     ids=["none", "one", "nan", "many"],
 )
 def test_curves(history, tmp_path):
-    report.draw_curves(history, tmp_path / "curves.png", best_epoch=1 if history else None)
+    pictures.draw_curves(history, tmp_path / "curves.png", best_epoch=1 if history else None)
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width >= 900
         assert picture.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
@@ -339,19 +339,19 @@ def test_confusion(k, tmp_path):
     names = [f"${i}_é" for i in range(k)] if k != 62 else string.digits + string.ascii_letters
     counts = confusion(k)
     counts[0] = 0  # a class without test images
-    report.draw_confusion(counts, names, tmp_path / "confusion.png")
+    pictures.draw_confusion(counts, names, tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as picture:
         assert 400 < picture.width < 4000
     assert not leftovers(tmp_path)
 
 
 def test_confusion_takes_names_its_font_lacks(tmp_path):
-    report.draw_confusion(confusion(2), ["犬", "猫"], tmp_path / "confusion.png")
+    pictures.draw_confusion(confusion(2), ["犬", "猫"], tmp_path / "confusion.png")
 
 
 def test_confusion_refuses_other_shapes(tmp_path):
     with pytest.raises(ValueError, match=r"shape \(2, 2\)"):
-        report.draw_confusion(confusion(3), ["a", "b"], tmp_path / "confusion.png")
+        pictures.draw_confusion(confusion(3), ["a", "b"], tmp_path / "confusion.png")
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from stn import grids, samplers, transforms
+from stn import samplers, transforms
 
 
 @keras.saving.register_keras_serializable(package="stn")

@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -34,7 +34,7 @@ app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-Backend = Annotated[Optional[str], typer.Option(help="Keras backend; the run's if unset.")]
+Backend = Annotated[str | None, typer.Option(help="Keras backend; the run's if unset.")]
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def _config_options(function: Callable[..., None]) -> Callable[..., None]:
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
-                annotation=Annotated[Optional[kind], option],
+                annotation=Annotated[kind | None, option],
             )
         )
     function.__signature__ = inspect.Signature([*own, *fields])  # type: ignore[attr-defined]
@@ -122,14 +122,14 @@ def _option_type(annotation: Any) -> tuple[type, tuple[str, ...]]:
 
 def _train(
     config_file: Annotated[
-        Optional[Path], typer.Option("--config", help="TOML file of values; flags win over it.")
+        Path | None, typer.Option("--config", help="TOML file of values; flags win over it.")
     ] = None,
     out: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Run folder to write. [dim]\\[default: runs/DATA-TRANSFORM-TIME][/dim]"),
     ] = None,
     resume: Annotated[
-        Optional[Path], typer.Option(help="Go on with this run, exactly where it stopped.")
+        Path | None, typer.Option(help="Go on with this run, exactly where it stopped.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
     **flags: Any,
@@ -198,9 +198,9 @@ def _print_results(run: runs.Run, progress: Any) -> None:
 @app.command()
 def evaluate(
     run: RunFolder,
-    data: Annotated[Optional[str], typer.Option(help="Another data set, same classes.")] = None,
-    data_dir: Annotated[Optional[Path], typer.Option(help="Folder of its files.")] = None,
-    distort: Annotated[Optional[str], typer.Option(help="Another distortion.")] = None,
+    data: Annotated[str | None, typer.Option(help="Another data set, same classes.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of its files.")] = None,
+    distort: Annotated[str | None, typer.Option(help="Another distortion.")] = None,
     backend: Backend = None,
     json_: Json = False,
 ) -> None:

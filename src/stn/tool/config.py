@@ -70,10 +70,13 @@ class Config(pydantic.BaseModel):
     )
 
     epochs: int = Field(14, ge=1, description="Most epochs to train.")
-    batch_size: int = Field(256, ge=1, description="Images a step; an incomplete batch is left out.")
+    batch_size: int = Field(
+        256, ge=1, description="Images a step; a last incomplete batch is left out."
+    )
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate of Adam.")
     schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="Course of the learning rate; cosine: one epoch of warm-up, then to 0."
+        "cosine",
+        description="Course of the learning rate; cosine: one epoch of warm-up, then to 0.",
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="Label smoothing.")
@@ -188,7 +191,7 @@ def select_backend(name: str | None) -> str:
         instead = f", or choose --backend {' or '.join(installed)}" if installed else ""
         raise UserError(
             f"Expected the {chosen!r} backend to be installed. Received: no module "
-            f"{BACKENDS[chosen]!r}; type: pip install -e \".[{chosen}]\"{instead}"
+            f'{BACKENDS[chosen]!r}; type: pip install -e ".[{chosen}]"{instead}'
         )
     if "keras" in sys.modules and (running := sys.modules["keras"].backend.backend()) != chosen:
         raise UserError(

@@ -7,14 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress as Bar,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 
 class Progress:
@@ -45,12 +39,12 @@ class Progress:
     @contextlib.contextmanager
     def epoch(self, epoch: int, epochs: int, steps: int) -> Iterator[EpochBar]:
         """A bar for the steps of one epoch, gone when the block ends."""
-        bar = Bar(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
+        bar = bars.Progress(
+            bars.TextColumn("epoch {task.fields[epoch]}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[numbers]}"),
+            bars.TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
             # Without a terminal the lines of `epoch_done` are enough.
@@ -73,7 +67,7 @@ class Progress:
 class EpochBar:
     """The bar of one epoch."""
 
-    def __init__(self, bar: Bar, task: Any):
+    def __init__(self, bar: bars.Progress, task: Any):
         self._bar, self._task, self._begun = bar, task, time.perf_counter()
 
     def update(self, steps: int, loss: float, accuracy: float, batch_size: int) -> None:

@@ -7,15 +7,9 @@ uninterrupted one would be.
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import shlex
-import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -25,9 +19,8 @@ from typing import Any
 import keras
 import numpy as np
 
-import stn
 from stn import grids, models
-from stn.tool import data, report, runs
+from stn.tool import data, environment, pictures, report, runs
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
 from stn.tool.evaluation import distorted_test, load_split, predict_probabilities, score
@@ -216,9 +209,9 @@ def train(
                 "parameters": model.count_params(),
             },
         )
-        report.write_film(run.frames(), run.film_file)
-        report.draw_curves(state["history"], run.curves_file, best_epoch=state["best_epoch"])
-        report.draw_confusion(results["confusion"], source.class_names, run.confusion_file)
+        pictures.write_film(run.frames(), run.film_file)
+        pictures.draw_curves(state["history"], run.curves_file, best_epoch=state["best_epoch"])
+        pictures.draw_confusion(results["confusion"], source.class_names, run.confusion_file)
         report.write_report(run)
     return run
 
@@ -272,7 +265,7 @@ def build(
         metrics=["accuracy"],
         # Measured: TensorFlow's own CPU kernels train these networks 1.7 to 2.7 times faster than
         # what XLA makes of them there (docs/experiments.md).
-        jit_compile=keras.backend.backend() == "jax" or _has_accelerator(),
+        jit_compile=keras.backend.backend() == "jax" or environment.has_accelerator(),
     )
     optimizer.build(model.trainable_variables)
     return model
@@ -392,7 +385,7 @@ class _Monitor:
         for label, guess in zip(self._labels, found[0].argmax(-1), strict=True):
             mark = "✓" if guess == label else "✗"
             captions.append(f"{mark} {self._names[label]} → {self._names[guess]}")
-        picture = report.draw_frame(
+        picture = pictures.draw_frame(
             self._images,
             straight,
             outlines,
@@ -443,7 +436,7 @@ def _check_resumable(run: runs.Run, config: Config) -> None:
             + ", ".join(f"{key}={now[key]!r} (the run has {before[key]!r})" for key in changed)
         )
     backend = keras.backend.backend()
-    version = _version_of(backend)
+    version = environment.version_of(backend)
     if (was := run.environment["backend_version"]) != version:
         raise UserError(
             f"Expected {backend} {was}, with which the run was started. Received: {version}; "
@@ -477,80 +470,12 @@ def _create(run: runs.Run, config: Config, overwrite: bool) -> None:
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{run.path.name}-") as folder:
         new = runs.Run(Path(folder) / run.path.name)
         runs.write_text(new.config_file, config.to_toml())
-        runs.write_json(new.environment_file, _environment())
+        runs.write_json(new.environment_file, environment.describe())
         if run.path.exists() and any(run.path.iterdir()):  # someone else's files after --overwrite
             for file in new.path.iterdir():
                 file.replace(run.path / file.name)
         else:
             new.path.replace(run.path)
-
-
-def _environment() -> dict[str, Any]:
-    backend = keras.backend.backend()
-    return {
-        "format": runs.FORMAT,
-        "stn": stn.__version__,
-        "python": platform.python_version(),
-        "keras": keras.__version__,
-        "backend": backend,
-        "backend_version": _version_of(backend),
-        "platform": platform.platform(),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": _memory_gib(),
-        "device": keras.distribution.list_devices()[0] if _has_accelerator() else "cpu",
-        "revision": _revision(),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["stn", *sys.argv[1:]]) if _is_command() else "stn.train(...)",
-    }
-
-
-def _is_command() -> bool:
-    return Path(sys.argv[0]).name in ("stn", "stn.exe")
-
-
-def _version_of(backend: str) -> str:
-    for distribution in (backend, f"{backend}-cpu"):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"
-
-
-def _has_accelerator() -> bool:
-    return any("cpu" not in device.lower() for device in keras.distribution.list_devices())
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _revision() -> str | None:
-    """The git revision of the source, if it runs from a checkout; "+" if that was changed."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(folder))
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _make_deterministic() -> None:
@@ -570,9 +495,7 @@ def _out_of_patience(config: Config, state: dict[str, Any]) -> bool:
     return config.patience is not None and waited >= config.patience
 
 
-def _save(
-    run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]
-) -> None:
+def _save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]) -> None:
     """Write all state of the training to one file, at once."""
     arrays = {f"best/{i}": weight for i, weight in enumerate(best)}
     for i, variable in enumerate([*model.variables, *model.optimizer.variables]):

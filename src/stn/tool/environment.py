@@ -1,0 +1,89 @@
+"""Where a run takes place: versions, backend, hardware, source revision."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import stn
+from stn.tool import runs
+
+
+def describe() -> dict[str, Any]:
+    """Versions, backend, hardware, source revision, time and command: where numbers come from."""
+    backend = keras.backend.backend()
+    return {
+        "format": runs.FORMAT,
+        "stn": stn.__version__,
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        "backend": backend,
+        "backend_version": version_of(backend),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "device": keras.distribution.list_devices()[0] if has_accelerator() else "cpu",
+        "revision": _revision(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["stn", *sys.argv[1:]]) if _is_command() else "stn.train(...)",
+    }
+
+
+def _is_command() -> bool:
+    return Path(sys.argv[0]).name in ("stn", "stn.exe")
+
+
+def version_of(backend: str) -> str:
+    """The installed version of a backend."""
+    for distribution in (backend, f"{backend}-cpu"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def has_accelerator() -> bool:
+    """Whether Keras sees anything but CPUs."""
+    return any("cpu" not in device.lower() for device in keras.distribution.list_devices())
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _revision() -> str | None:
+    """The git revision of the source, if it runs from a checkout; "+" if that was changed."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(folder))
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

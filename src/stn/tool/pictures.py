@@ -1,0 +1,610 @@
+"""Pictures: the monitor's frames, the film made of them, curves and confusion."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from stn.tool import runs
+
+Color = tuple[int, int, int]
+
+PAPER: Color = (255, 255, 255)
+CARD: Color = (240, 242, 245)
+EDGE: Color = (190, 196, 204)
+INK: Color = (28, 32, 38)
+GRAY: Color = (92, 100, 112)
+OUTLINE: Color = (255, 92, 20)  # over 2.9:1 against white and 7:1 against black
+HALO: Color = (60, 14, 0)  # keeps the outline apart from mid-tones of its own brightness
+RIGHT: Color = (20, 120, 54)
+WRONG: Color = (196, 32, 44)
+BLUE = "#1f5fae"
+
+SMOOTH = 3  # pictures are drawn this much larger, then averaged: Pillow's lines are jagged
+
+FIRST_MS, FRAME_MS, LAST_MS = 1200, 600, 2500
+
+FRAME_BYTES = 140_000  # of a film; noisy photographs get fewer colors until they fit
+
+
+# --- the monitor's picture ------------------------------------------------------------------------
+
+
+def draw_frame(
+    inputs: Any,
+    outputs: Any | None,
+    outlines: Any | None,
+    *,
+    title: str,
+    subtitle: str = "",
+    captions: Sequence[str] | None = None,
+    columns: int = 8,
+) -> Image.Image:
+    """Draw examples, where the transformer looks in each, and what it makes of them.
+
+    The outline of the sampling grid is drawn on the input, its first corner marked by a dot. The
+    same dot is at the top-left corner of the output, so the orientation can be read. What lies
+    outside the image is drawn on a margin around it, and cut off beyond that margin.
+
+    Args:
+        inputs: Images `(n, height, width, channels)`, uint8 or floats in [0, 1]. Channels other
+            than 1 or 3 are shown as the gray of their mean.
+        outputs: The transformed images, likewise; another size and other channels are fine. `None`
+            for a model without a transformer: only the inputs are drawn, and the picture says so.
+        outlines: Points `(n, k, 2)` around the border of the sampling grid, starting at the
+            output's top-left corner, in pixels `(x, y)` of the input with pixel centers at
+            integers. They may lie outside the image; segments that touch a value that is not
+            finite are left out. `None` draws no outline.
+        title: The heading, such as "Epoch 3 of 12".
+        subtitle: A second, quieter line.
+        captions: A text per example. One that starts with "✓" is green, with "✗" red.
+        columns: Examples side by side.
+
+    Returns:
+        The picture. Its size depends on the number and the sizes of the images, not on the texts,
+        unless a title is wider than everything else.
+
+    Raises:
+        ValueError: If shapes or numbers of examples do not fit together.
+
+    Example:
+        >>> images = np.zeros((2, 28, 28, 1), "uint8")
+        >>> border = np.array([[[3, 3], [24, 3], [24, 24], [3, 24]]] * 2, "float32")
+        >>> draw_frame(images, images, border, title="Epoch 1 of 1").mode
+        'RGB'
+    """
+    tiles = _tiles("inputs", inputs)
+    results = None if outputs is None else _tiles("outputs", outputs)
+    count, height, width = tiles.shape[:3]
+    points = None if outlines is None else np.asarray(outlines, np.float64)
+    if points is not None and (points.ndim != 3 or points.shape[2] != 2):
+        raise ValueError(f"Expected outlines of shape (n, k, 2). Received: {points.shape}")
+    for name, value in (("outputs", results), ("outlines", points), ("captions", captions)):
+        if value is not None and len(value) != count:
+            raise ValueError(f"Expected one of {name} per input, {count}. Received: {len(value)}")
+    if columns < 1:
+        raise ValueError(f"Expected columns >= 1. Received: columns={columns}")
+
+    tile_width, tile_height = _fit(width, height)
+    result_size = (0, 0) if results is None else _fit(results.shape[2], results.shape[1])
+    margin = 10 if points is None else 20
+    card_width = max(tile_width, result_size[0]) + 2 * margin
+    zone_height = tile_height + 2 * margin
+    result_height = 0 if results is None else result_size[1] + 14
+    card_height = zone_height + result_height + (0 if captions is None else 22)
+
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    pad, gap, labels, top, bottom = 24, 8, 50, 76, 44
+    big, normal, small = _font(20, bold=True), _font(13), _font(12)
+    title, subtitle = _one_line(title), _one_line(subtitle)
+    legend = _legend(outlined=points is not None, transformed=results is not None)
+    cards = columns * (card_width + gap) - gap
+    texts = max(big.getlength(title), normal.getlength(subtitle), legend.width)
+    content = max(labels + cards, math.ceil(texts))
+    size = (content + 2 * pad, top + rows * (card_height + gap) - gap + bottom)
+    frame = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(frame)
+    draw.text((pad, 35), title, INK, big, "ls")
+    draw.text((pad, 58), subtitle, GRAY, normal, "ls")
+    frame.paste(legend, (pad + (labels if cards >= legend.width else 0), size[1] - 32))
+
+    scale = np.array([tile_width / width, tile_height / height])
+    corner = ((card_width - tile_width) // 2, margin)
+    dot = _dot()
+    for index in range(count):
+        row, column = divmod(index, columns)
+        left = pad + labels + column * (card_width + gap)
+        upper = top + row * (card_height + gap)
+        draw.rectangle((left, upper, left + card_width - 1, upper + card_height - 1), CARD)
+        # Pixel centers are at integers, so the tile begins at -0.5.
+        path = None if points is None else (points[index] + 0.5) * scale + corner
+        tile = _magnify(tiles[index], (tile_width, tile_height))
+        frame.paste(_zone(tile, corner, (card_width, zone_height), path), (left, upper))
+        if column == 0:
+            at = (left - 8, upper + margin + tile_height / 2)
+            draw.text(at, "input", GRAY, small, "rm")
+        if results is not None:
+            x, y = left + (card_width - result_size[0]) // 2, upper + zone_height
+            edge, color = (1, EDGE) if points is None else (2, OUTLINE)
+            draw.rectangle(
+                (x - edge, y - edge, x + result_size[0] + edge - 1, y + result_size[1] + edge - 1),
+                color,
+            )
+            frame.paste(_magnify(results[index], result_size), (x, y))
+            if points is not None:
+                frame.paste(dot, (x - 1 - dot.width // 2, y - 1 - dot.height // 2), dot)
+            if column == 0:
+                draw.text((left - 8, y + result_size[1] / 2), "output", GRAY, small, "rm")
+        if captions is not None:
+            text = _shorten(_one_line(captions[index]), card_width - 6, normal)
+            color = {"✓": RIGHT, "✗": WRONG}.get(text[:1], INK)
+            at = (left + card_width / 2, upper + card_height - 8)
+            draw.text(at, text, color, normal, "ms")
+    return frame
+
+
+def _tiles(name: str, images: Any) -> np.ndarray:
+    """Any images as uint8 RGB `(n, height, width, 3)`."""
+    images = np.asarray(images)
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"Expected {name} of shape (n, height, width, channels), none of them 0. "
+            f"Received: shape {images.shape}"
+        )
+    if images.dtype != np.uint8 and images.dtype.kind in "iuc":
+        raise ValueError(f"Expected {name} of uint8 or floats. Received: dtype {images.dtype}")
+    if images.dtype != np.uint8:
+        images = np.nan_to_num(images.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+        images = np.clip(images, 0.0, 1.0) * 255.0
+    if images.shape[3] != 3:
+        images = images.mean(axis=3, dtype=np.float32, keepdims=True)
+    if images.dtype != np.uint8:
+        images = np.rint(images).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(images, (*images.shape[:3], 3)))
+
+
+def _fit(width: int, height: int) -> tuple[int, int]:
+    """The size of a tile: its longer side 84 to 96 px, by a whole factor where there is one."""
+    longer = max(width, height)
+    whole = 96 // longer
+    factor = whole if whole * longer >= 84 else 90 / longer
+    return max(6, round(width * factor)), max(6, round(height * factor))
+
+
+def _magnify(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Resize without blur: every source pixel is a rectangle of its exact share of the area."""
+    image = Image.fromarray(pixels)
+    if size == image.size:
+        return image
+    factor = math.ceil(max(size[0] / image.width, size[1] / image.height))
+    larger = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    return larger if larger.size == size else larger.resize(size, Image.Resampling.BOX)
+
+
+def _zone(
+    tile: Image.Image, corner: tuple[int, int], size: tuple[int, int], path: np.ndarray | None
+) -> Image.Image:
+    """The input with its margin and, if there is one, the outline over both."""
+    s = SMOOTH
+    zone = Image.new("RGB", size, CARD)
+    x, y = corner
+    ImageDraw.Draw(zone).rectangle((x - 1, y - 1, x + tile.width, y + tile.height), EDGE)
+    zone.paste(tile, corner)
+    if path is None:
+        return zone
+    zone = zone.resize((size[0] * s, size[1] * s), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(zone)
+    strokes = _strokes(path * s, -20.0 * s, np.array(size) * s + 20.0 * s)
+    for color, thickness in ((HALO, 3.5), (OUTLINE, 2.2)):
+        for stroke in strokes:
+            draw.line(stroke, color, round(thickness * s), joint="curve")
+    if len(path) and np.isfinite(path[0]).all() and np.abs(path[0]).max() < 1e5:
+        _draw_dot(draw, path[0, 0] * s, path[0, 1] * s, s)
+    return zone.reduce(s)
+
+
+def _strokes(path: np.ndarray, low: Any, high: Any) -> list[list[tuple[float, float]]]:
+    """Close a path and cut it to a box (Liang-Barsky), so that no wild value reaches Pillow."""
+    with np.errstate(all="ignore"):
+        start = np.clip(path, -1e9, 1e9)  # keeps NaN; infinities are dropped below
+        start[~np.isfinite(path)] = np.nan
+        step = np.roll(start, -1, axis=0) - start
+        first, second = (low - start) / step, (high - start) / step
+        level = step == 0
+        inside = (start >= low) & (start <= high)
+        enter = np.where(level, np.where(inside, -np.inf, np.inf), np.minimum(first, second))
+        leave = np.where(level, np.where(inside, np.inf, -np.inf), np.maximum(first, second))
+        enter = np.maximum(enter.max(axis=1), 0.0)
+        leave = np.minimum(leave.min(axis=1), 1.0)
+        heads = start + enter[:, None] * step
+        tails = start + leave[:, None] * step
+        keep = enter <= leave  # False for NaN
+    strokes: list[list[tuple[float, float]]] = []
+    joined = False
+    for index in np.flatnonzero(keep):
+        if not (joined and enter[index] == 0.0 and keep[index - 1]):
+            strokes.append([tuple(heads[index])])
+        strokes[-1].append(tuple(tails[index]))
+        joined = leave[index] == 1.0
+    if strokes and keep.all() and len(strokes) == 1 and len(strokes[0]) > 2:
+        strokes[0].append(strokes[0][1])  # once around and one further: the first corner is joined
+    return strokes
+
+
+def _draw_dot(draw: ImageDraw.ImageDraw, x: float, y: float, s: int) -> None:
+    for radius, color in ((6.0, HALO), (5.2, PAPER), (3.4, OUTLINE)):
+        r = radius * s
+        draw.ellipse((x - r, y - r, x + r, y + r), color)
+
+
+def _dot() -> Image.Image:
+    """The mark of the first corner, for pasting."""
+    s = SMOOTH * 2
+    dot = Image.new("RGBA", (13 * s, 13 * s), (*HALO, 0))
+    _draw_dot(ImageDraw.Draw(dot), 6.5 * s, 6.5 * s, s)
+    return dot.reduce(s)
+
+
+def _legend(*, outlined: bool, transformed: bool) -> Image.Image:
+    """One line that says how to read the picture."""
+    legend = Image.new("RGB", (800, 20), PAPER)
+    draw = ImageDraw.Draw(legend)
+    font = _font(12)
+    x = 0
+
+    def write(text: str, indent: int = 0) -> None:
+        nonlocal x
+        draw.text((x + indent, 14), text, GRAY, font, "ls")
+        x += indent + round(font.getlength(text)) + 18
+
+    if not transformed:
+        write("no transformer: the model sees the input as it is")
+    if outlined:
+        draw.rectangle((x, 3, x + 16, 16), None, OUTLINE, 2)
+        write("where the layer looks", 24)
+        dot = _dot()
+        legend.paste(dot, (x, 3), dot)
+        write("top left of the output", 20)
+    return legend.crop((0, 0, max(1, x - 16), 20))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+@functools.lru_cache
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    import matplotlib  # its fonts come with it, so the pictures look the same everywhere
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+
+
+# --- the film -------------------------------------------------------------------------------------
+
+
+def write_film(frames: Sequence[Path], path: Any) -> None:
+    """Make an animated GIF of pictures; it loops, and rests on the first and the last one.
+
+    Args:
+        frames: The pictures, in order. Smaller ones are padded to the size of the largest.
+        path: Where the GIF goes; written completely or not at all.
+
+    Raises:
+        ValueError: If there is no picture.
+
+    Example:
+        >>> write_film(run.frames(), run.film_file)  # doctest: +SKIP
+    """
+    film = b""
+    for colors in (255, 96, 32):
+        film = film_bytes(frames, colors)
+        if len(film) <= FRAME_BYTES * len(frames):
+            break
+    with runs.atomic(path) as temporary:
+        temporary.write_bytes(film)
+
+
+def film_bytes(frames: Sequence[Path], colors: int) -> bytes:
+    """The GIF of `write_film`, with so many colors."""
+    shown = indexed(frames, colors)
+    times = [FRAME_MS] * len(shown)
+    times[0], times[-1] = FIRST_MS, LAST_MS
+    buffer = io.BytesIO()
+    shown[0].save(
+        buffer,
+        "GIF",
+        save_all=True,
+        append_images=shown[1:],
+        duration=times if len(times) > 1 else LAST_MS,
+        loop=0,
+        optimize=False,
+    )
+    return buffer.getvalue()
+
+
+def indexed(frames: Sequence[Path], colors: int) -> list[Image.Image]:
+    """The pictures in one size, with one palette that suits all of them."""
+    if not frames:
+        raise ValueError("Expected at least one frame. Received: none")
+    pictures = []
+    for frame in frames:
+        with Image.open(frame) as image:
+            pictures.append(image.convert("RGB"))
+    size = max(p.width for p in pictures), max(p.height for p in pictures)
+    for index, picture in enumerate(pictures):
+        if picture.size != size:
+            pictures[index] = Image.new("RGB", size, PAPER)
+            pictures[index].paste(picture)
+    palette = _palette(pictures, colors)
+    return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+
+
+def _palette(pictures: list[Image.Image], colors: int) -> Image.Image:
+    few = pictures[:: max(1, len(pictures) // 6)]
+    sample = Image.fromarray(np.concatenate([np.asarray(p)[::2, 1::2] for p in few]))
+    # The few colors that carry meaning are set, the rest adapts to the images. What is almost one
+    # of them is left out: Pillow would take it instead, and white paper would turn gray.
+    fixed = np.array([PAPER, CARD, EDGE, INK, GRAY, OUTLINE, HALO, RIGHT, WRONG, (0, 0, 0)])
+    found = sample.quantize(colors - len(fixed), Image.Quantize.MEDIANCUT).getpalette() or []
+    adapted = np.reshape(found, (-1, 3))
+    apart = np.abs(adapted[:, None] - fixed).max(axis=2).min(axis=1) > 6
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.concatenate([fixed, adapted[apart]]).astype(int).ravel().tolist())
+    return palette
+
+
+# --- plots ----------------------------------------------------------------------------------------
+
+
+def draw_curves(history: list[dict[str, Any]], path: Any, *, best_epoch: int | None) -> None:
+    """Plot loss and accuracy of training and validation over the epochs, as PNG.
+
+    Args:
+        history: Records with `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy`; what is
+            missing or not finite is left out. A single epoch shows as points.
+        path: Where the PNG goes; written completely or not at all.
+        best_epoch: The epoch whose weights were kept; it is marked.
+
+    Example:
+        >>> draw_curves(run.history, run.curves_file, best_epoch=9)  # doctest: +SKIP
+    """
+    picture = curves_bytes(history, best_epoch)
+    with runs.atomic(path) as temporary:
+        temporary.write_bytes(picture)
+
+
+def curves_bytes(history: list[dict[str, Any]], best_epoch: int | None) -> bytes:
+    """The PNG of `draw_curves`."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    figure = Figure(figsize=(9, 3.7), dpi=200, facecolor="white")
+    last = max((record.get("epoch", 1) for record in history), default=1)
+    panels = figure.subplots(1, 2)
+    for panel, key, name in zip(panels, ("loss", "accuracy"), ("Loss", "Accuracy"), strict=True):
+        panel.set_title(name, loc="left", fontsize=12, fontweight="bold", color="#1c2026", pad=10)
+        for column, label, color, width in (
+            (key, "training", "#8893a3", 1.8),
+            (f"val_{key}", "validation", BLUE, 2.2),
+        ):
+            found = [(r.get("epoch", i + 1), r.get(column)) for i, r in enumerate(history)]
+            found = [(epoch, value) for epoch, value in found if is_number(value)]
+            if not found:
+                continue
+            epochs, values = zip(*found, strict=True)
+            marker = "o" if len(found) <= 30 else None
+            size = 7 if len(found) == 1 else 3.5
+            panel.plot(
+                epochs,
+                values,
+                color=color,
+                lw=width,
+                marker=marker,
+                ms=size,
+                label=label,
+                solid_capstyle="round",
+                zorder=3,
+                clip_on=False,
+            )
+            if column.startswith("val_") and best_epoch in epochs:
+                best = values[epochs.index(best_epoch)]
+                panel.plot(
+                    [best_epoch],
+                    [best],
+                    "o",
+                    ms=9,
+                    mfc=BLUE,
+                    mec="#d9480f",
+                    mew=2.2,
+                    zorder=4,
+                    clip_on=False,
+                )
+        if best_epoch is not None and history:
+            panel.axvline(best_epoch, color="#d9480f", lw=1, ls=(0, (3, 3)), zorder=1)
+            late = best_epoch > (1 + last) / 2
+            panel.annotate(
+                f"best: epoch {best_epoch}",
+                (best_epoch, 1),
+                (-5 if late else 5, -3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                va="top",
+                ha="right" if late else "left",
+                fontsize=9,
+                color="#b93c0a",
+                zorder=5,
+                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+            )
+        panel.set_xlabel("epoch", fontsize=10, color="#5c6470")
+        panel.set_xlim(*((0.5, 1.5) if last <= 1 else (1 - 0.03 * last, last + 0.03 * last)))
+        panel.margins(y=0.12)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        panel.grid(axis="y", color="#e6e9ed", lw=0.8)
+        panel.set_axisbelow(True)
+        panel.tick_params(length=0, labelsize=10, labelcolor="#3c434d")
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.spines["bottom"].set_color("#bec4cc")
+        if not history:
+            panel.text(
+                0.5,
+                0.5,
+                "no finished epoch",
+                transform=panel.transAxes,
+                ha="center",
+                color="#5c6470",
+            )
+    panels[1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0, 1, 0.98), w_pad=3)
+    if handles:
+        figure.legend(
+            handles,
+            names,
+            loc="upper right",
+            ncols=2,
+            frameon=False,
+            fontsize=10,
+            bbox_to_anchor=(0.995, 1.0),
+            handlelength=1.6,
+            columnspacing=1.4,
+        )
+    return _png(figure)
+
+
+def draw_confusion(confusion: Any, class_names: Sequence[str], path: Any) -> None:
+    """Plot which classes are taken for which, as PNG: every row adds up to 100%.
+
+    Args:
+        confusion: Counts `(k, k)`: rows are the true classes, columns the predicted ones.
+        class_names: The names of the `k` classes.
+        path: Where the PNG goes; written completely or not at all.
+
+    Raises:
+        ValueError: If the shape does not fit the names.
+
+    Example:
+        >>> draw_confusion([[9, 1], [0, 5]], ["cat", "dog"], "confusion.png")  # doctest: +SKIP
+    """
+    picture = confusion_bytes(confusion, class_names)
+    with runs.atomic(path) as temporary:
+        temporary.write_bytes(picture)
+
+
+def confusion_bytes(confusion: Any, class_names: Sequence[str]) -> bytes:
+    """The PNG of `draw_confusion`."""
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from matplotlib.figure import Figure
+
+    counts = np.asarray(confusion, np.float64)
+    k = len(class_names)
+    if k == 0 or counts.shape != (k, k):
+        raise ValueError(
+            f"Expected a confusion matrix of shape ({k}, {k}), as there are {k} class names. "
+            f"Received: shape {counts.shape}"
+        )
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+
+    side = min(max(3.0, 2.2 + 0.34 * k if k <= 10 else 3.9 + 0.17 * (k - 10)), 17.0)
+    cell = side * 72 / k
+    font = min(11.0, max(3.0, cell * 0.74))
+    names = [name if len(name) <= 18 else name[:17] + "…" for name in map(str, class_names)]
+    longest = max(map(len, names)) * 0.62 * font
+    upright = longest > cell * 0.95
+    room = longest / 72 + 0.65  # inches for the names and the title of an axis
+    wide, tall = side + room + 1.15, side + (room if upright else 0.65) + 0.15
+    figure = Figure(figsize=(wide, tall), dpi=200 if side < 8 else 150, facecolor="white")
+    panel = figure.add_axes((room / wide, 1 - (side + 0.15) / tall, side / wide, side / tall))
+    colors = LinearSegmentedColormap.from_list(
+        "stn", ["#ffffff", "#d5e4f5", "#8db8e2", "#3f80c4", "#123f7a"]
+    ).with_extremes(bad="#e9ebee")
+    # A square-root scale: errors are rare, and on a linear one they would all look white.
+    norm = PowerNorm(0.5, 0.0, 1.0)
+    image = panel.imshow(
+        np.ma.masked_invalid(shares),
+        cmap=colors,
+        norm=norm,
+        interpolation="nearest",
+        aspect="equal",
+    )
+    every = max(1, math.ceil(k / 120))
+    ticks = range(0, k, every)
+    shown = names[::every]
+    panel.set_xticks(ticks, shown, fontsize=font, rotation=90 if upright else 0, parse_math=False)
+    panel.set_yticks(ticks, shown, fontsize=font, parse_math=False)
+    panel.tick_params(length=0, pad=3, colors="#1c2026")
+    panel.set_xlabel("predicted", fontsize=11, color="#5c6470", labelpad=6)
+    panel.set_ylabel("true", fontsize=11, color="#5c6470", labelpad=6)
+    panel.spines[:].set_color("#bec4cc")
+    lines = np.arange(k + 1) - 0.5
+    panel.set_xticks(lines, minor=True)
+    panel.set_yticks(lines, minor=True)
+    panel.grid(which="minor", color="#e3e7ec" if k > 20 else "#d5dae1", lw=0.4 if k > 20 else 0.7)
+    panel.tick_params(which="minor", length=0)
+    if k <= 20:
+        for row, column in np.argwhere(counts > 0):
+            share = shares[row, column]
+            text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
+            if k <= 4:
+                text = f"{100 * share:.1f}%\n{counts[row, column]:,.0f}"
+            panel.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                linespacing=1.4,
+                fontsize=min(11.0, cell * 0.42 if k > 4 else 11.0),
+                color="white" if share > 0.35 else "#1c2026",
+            )
+    bar_axes = figure.add_axes(
+        (
+            (room + side + 0.22) / wide,
+            1 - (0.15 + min(side, 4.0)) / tall,
+            0.13 / wide,
+            min(side, 4.0) / tall,
+        )
+    )
+    bar = figure.colorbar(image, cax=bar_axes, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "1%", "5%", "20%", "50%", "100%"], fontsize=9)
+    bar.ax.tick_params(length=0, colors="#3c434d")
+    bar.minorticks_off()
+    bar.outline.set_edgecolor("#bec4cc")  # pyright: ignore[reportCallIssue]
+    return _png(figure, bbox_inches="tight", pad_inches=0.15)
+
+
+def _png(figure: Any, **options: Any) -> bytes:
+    import warnings
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        # A class name in a script that DejaVu lacks is drawn as boxes; that is no one's mistake.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(buffer, format="png", metadata={"Software": None}, **options)
+    return buffer.getvalue()
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
