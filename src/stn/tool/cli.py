@@ -90,7 +90,7 @@ def _options(
 
 def _config_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option for every field of the configuration."""
-    own = list(inspect.signature(function).parameters.values())
+    own = list(inspect.signature(function, eval_str=True).parameters.values())
     own = [p for p in own if p.kind is not p.VAR_KEYWORD]
     fields = []
     for name, field in config.Config.model_fields.items():
@@ -131,13 +131,14 @@ def _train(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run, exactly where it stopped.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out.")
+    ] = False,
     **flags: Any,
 ) -> None:
     """Train a classifier with a spatial transformer in front; show what it learns.
 
-    Without any option: letters and digits drawn from typefaces, tilted, scaled and moved, in a few
-    minutes.
+    Without any option it needs no files, no network, and a few minutes.
     """
     flags = {key: value for key, value in flags.items() if value is not None}
     if resume is not None:
@@ -210,7 +211,7 @@ def evaluate(
     results = stn.evaluate(
         run,
         data=data,
-        data_dir=None if data_dir is None else str(data_dir.resolve()),
+        data_dir=None if data_dir is None else str(data_dir),
         distort=distort,
         backend=backend,
     )
@@ -317,7 +318,9 @@ def _start_backend(name: str | None) -> None:
     """Import Keras on a backend, without what the backend has to say about itself."""
     config.select_backend(name)
     with _quiet_stderr():
-        import keras  # noqa: F401
+        import keras
+
+        keras.distribution.list_devices()  # TensorFlow now complains if there is no GPU
 
 
 @contextlib.contextmanager

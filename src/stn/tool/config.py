@@ -35,7 +35,9 @@ class Config(pydantic.BaseModel):
         1024
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False
+    )
 
     recipe: str = Field("default", description="Recipe the values start from; see `stn recipes`.")
 
@@ -80,10 +82,10 @@ class Config(pydantic.BaseModel):
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="Label smoothing.")
-    patience: int | None = Field(
-        5, ge=1, description="Stop after this many epochs without a better validation loss."
+    patience: int = Field(
+        5, ge=0, description="Stop after this many epochs without a better validation loss; 0: no."
     )
-    seed: int = Field(42, ge=0, description="Seed of everything random.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random.")
     deterministic: bool = Field(
         False, description="Bit-for-bit repeatable computation, at some cost in speed."
     )
@@ -122,8 +124,9 @@ class Config(pydantic.BaseModel):
         lines = []
         for key, field in type(self).model_fields.items():
             value = getattr(self, key)
-            # JSON writes strings, numbers and booleans as TOML does.
-            text = f"# {key} =" if value is None else f"{key} = {json.dumps(value)}"
+            # JSON writes strings, numbers and booleans as TOML does, but for escaped surrogates.
+            written = json.dumps(value, ensure_ascii=False)
+            text = f"# {key} =" if value is None else f"{key} = {written}"
             lines.append(f"{text}  # {field.description}")
         return "\n".join(lines) + "\n"
 
@@ -138,7 +141,8 @@ def _explain(error: Any) -> str:
         near = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(Config.model_fields)}"
         return f"Expected a known configuration key. Received: {key!r}; {hint}"
-    return f"{key}: {error['msg']}. Received: {key}={error['input']!r}"
+    wanted = error["msg"].replace("Input should be", f"Expected {key} to be")
+    return f"{wanted}. Received: {key}={error['input']!r}"
 
 
 def recipes() -> dict[str, str]:
@@ -159,7 +163,7 @@ def read_recipe(name: Any) -> dict[str, Any]:
     """
     if name == "default":
         return {}
-    if name not in recipes():
+    if not isinstance(name, str) or name not in recipes():
         raise UserError(f"Expected recipe to be one of {tuple(recipes())}. Received: {name!r}")
     text = (_recipe_folder() / f"{name}.toml").read_text(encoding="utf-8")
     return {"recipe": name, **tomllib.loads(text)}

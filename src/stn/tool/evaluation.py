@@ -101,6 +101,8 @@ def predict(
     """
     paths = [images] if isinstance(images, str | os.PathLike) else list(images)
     run = _open(run)
+    if not paths:
+        return []
     about = run.dataset
     batch = np.stack([_prepare(path, about) for path in paths])
     model = load_model(run, backend or run.config.backend)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 import statistics
 from pathlib import Path
@@ -22,19 +23,19 @@ SHOTS_BYTES = 1_600_000  # of the pictures behind the slider, likewise
 SHOTS = 30
 
 
-def write_report(run: runs.Run) -> Path:
+def write_report(run: runs.Run | str | os.PathLike[str]) -> Path:
     """Write a run's report: one HTML page with everything in it, readable offline.
 
     A run that was interrupted gets a page too; it says what is not there yet.
 
     Args:
-        run: The run. Its configuration must be there; everything else may be missing.
+        run: A run, or its folder. Its configuration must be there; everything else may be missing.
 
     Returns:
         The path of the page, `run.report_file`.
 
     Raises:
-        UserError: If one of the run's JSON files is damaged.
+        UserError: If this is not a run, or one of its JSON files is damaged.
 
     Example:
         >>> write_report(Run.open("runs/affine"))  # doctest: +SKIP
@@ -42,6 +43,7 @@ def write_report(run: runs.Run) -> Path:
     """
     import jinja2
 
+    run = run if isinstance(run, runs.Run) else runs.Run.open(run)
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

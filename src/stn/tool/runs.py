@@ -100,11 +100,16 @@ class Run:
                 f"Expected a run folder, one that `stn train` made. Received: {str(path)!r}, "
                 f"which has no {run.config_file.name} and {run.environment_file.name}"
             )
-        found = run.environment.get("format")
+        environment = run.environment
+        if not isinstance(environment, dict):
+            raise UserError(
+                f"Expected a JSON object. Received: {run.environment_file} of another kind"
+            )
+        found = environment.get("format")
         if found != FORMAT:
             raise UserError(
                 f"Expected a run folder of layout version {FORMAT}. Received: {str(path)!r} of "
-                f"version {found!r}, written by stn {run.environment.get('stn', '?')}: "
+                f"version {found!r}, written by stn {environment.get('stn', '?')}: "
                 "use that version, or train again"
             )
         return run

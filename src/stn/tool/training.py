@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def train(
     if run.checkpoint_file.exists():
         state = _restore(run, model)
         best = state.pop("best")
+        runs.write_json(run.history_file, state["history"])  # may be an epoch behind
     else:
         state = {"history": [], "best_epoch": 0, "best_loss": math.inf, "seconds": 0.0}
         best = model.get_weights()
@@ -159,8 +161,7 @@ def train(
         if record["val_loss"] < state["best_loss"]:
             state |= {"best_loss": record["val_loss"], "best_epoch": epoch}
             best = model.get_weights()
-            with runs.atomic(run.model_file) as temporary:
-                model.save(temporary)
+            _save_model(run, model)
         state["seconds"] += time.perf_counter() - started
         monitor.draw(epoch)
         _save(run, model, state, best)
@@ -169,8 +170,7 @@ def train(
 
     # The best weights, tested once.
     model.set_weights(best)
-    with runs.atomic(run.model_file) as temporary:
-        model.save(temporary)
+    _save_model(run, model)
     with progress.step("Testing the best model, drawing the report"):
         shape = source.train.images.shape[1:]
         test = load_split(config, "test", channels=shape[-1]).test
@@ -367,22 +367,21 @@ class _Monitor:
         rest = np.setdiff1d(np.arange(len(order)), first)
         chosen = order[np.concatenate([first, rest])[:count]]
         self._images, self._labels = images[chosen], labels[chosen]
-        outputs = [model.output]
+        outputs = {"probabilities": model.output}
         if config.transform != "none":
             straight, _, grid = model.get_layer(models.TRANSFORMER).output
-            outputs += [straight, grid]
+            outputs |= {"straight": straight, "grid": grid}
         self._probe = keras.Model(model.input, outputs)
         self._probe.compile(jit_compile=model.jit_compile)
 
     def draw(self, epoch: int) -> None:
         """Write the picture after an epoch; epoch 0 is before training."""
-        found = [np.array(part) for part in self._probe.predict_on_batch(self._images)]
-        straight, outlines = None, None
-        if len(found) == 3:
-            straight = found[1]
-            outlines = grids.outline(found[2], self._images.shape[1:3])
+        found = self._probe.predict_on_batch(self._images)
+        straight, outlines = found.get("straight"), None
+        if straight is not None:
+            outlines = grids.outline(found["grid"], self._images.shape[1:3])
         captions = []
-        for label, guess in zip(self._labels, found[0].argmax(-1), strict=True):
+        for label, guess in zip(self._labels, found["probabilities"].argmax(-1), strict=True):
             mark = "✓" if guess == label else "✗"
             captions.append(f"{mark} {self._names[label]} → {self._names[guess]}")
         picture = pictures.draw_frame(
@@ -400,11 +399,17 @@ class _Monitor:
 
 def _resolve(config: Config) -> Config:
     """Fill in what was left to us, so that the run folder says what really happened."""
+    kind, _, folder = config.data.partition(":")
     return config.replace(
+        data=f"folder:{_absolute(folder)}" if kind == "folder" and folder else config.data,
+        data_dir=None if config.data_dir is None else _absolute(config.data_dir),
         distort=config.distort or data.default_distortion(config.data),
-        data_dir=None if config.data_dir is None else str(Path(config.data_dir).resolve()),
         backend=keras.backend.backend(),
     )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def _check_free(run: runs.Run, overwrite: bool) -> None:
@@ -414,7 +419,7 @@ def _check_free(run: runs.Run, overwrite: bool) -> None:
         raise UserError(f"Expected a folder to write the run to. Received: {run.path}, a file")
     if not any(run.path.iterdir()):
         return
-    if not run.config_file.exists():
+    if not (run.config_file.exists() and run.environment_file.exists()):
         raise UserError(
             f"Expected a new or empty folder, or an earlier run. Received: {run.path}, which holds "
             "other files; choose another --out"
@@ -492,7 +497,15 @@ def _make_deterministic() -> None:
 
 def _out_of_patience(config: Config, state: dict[str, Any]) -> bool:
     waited = len(state["history"]) - state["best_epoch"]
-    return config.patience is not None and waited >= config.patience
+    return 0 < config.patience <= waited
+
+
+def _save_model(run: runs.Run, model: keras.Model) -> None:
+    # Without optimizer and loss: a third of the size, and Keras can load it without our code for
+    # training.
+    bare = keras.Model(model.input, model.output, name=model.name)
+    with runs.atomic(run.model_file) as temporary:
+        bare.save(temporary)
 
 
 def _save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]) -> None:
@@ -513,7 +526,7 @@ def _restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
             state["best"] = [arrays[f"best/{i}"] for i in range(len(model.weights))]
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"variable/{i}"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(
             f"Expected a checkpoint of this run. Received: {run.checkpoint_file}, which cannot be "
             f"read ({error}); train again with --overwrite"
@@ -523,8 +536,15 @@ def _restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
 
 def _summary(model: keras.Model) -> str:
     lines: list[str] = []
-    model.summary(print_fn=lines.append, expand_nested=True, line_length=96)
-    return "\n".join(lines) + "\n"
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "96"  # Keras cuts off what is wider than the terminal, if there is one
+    try:
+        model.summary(print_fn=lines.append, expand_nested=True, line_length=78)
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _plan(

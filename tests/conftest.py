@@ -1,0 +1,173 @@
+"""What several test files share. Nothing here imports Keras before a test asks for it."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def float64():
+    """Let JAX compute in float64 too; the other backends do when they are handed it."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def gradient(float64):
+    """The gradient of a function from one float64 tensor to a scalar, on the running backend."""
+    import keras
+
+    def with_tensorflow(function, value):
+        import tensorflow as tf
+
+        value = tf.constant(value)
+        with tf.GradientTape() as tape:
+            tape.watch(value)
+            result = function(value)
+        return tape.gradient(result, value).numpy()
+
+    def with_jax(function, value):
+        import jax
+
+        return np.asarray(jax.grad(function)(jax.numpy.asarray(value)))
+
+    def with_torch(function, value):
+        import torch
+
+        value = torch.tensor(value, requires_grad=True)
+        function(value).backward()
+        return value.grad.numpy()
+
+    return {"tensorflow": with_tensorflow, "jax": with_jax, "torch": with_torch}[
+        keras.backend.backend()
+    ]
+
+
+@pytest.fixture
+def check_gradient(gradient):
+    """Compare a gradient with central differences.
+
+    `function` takes a batch of float64 values and returns one row of results for each, so that all
+    the differences are one call.
+    """
+    from keras import ops
+
+    def check(function, value, step=1e-6, atol=1e-6):
+        value = np.asarray(value, "float64")
+        shape = tuple(function(value[None]).shape)[1:]
+        weights = ops.convert_to_tensor(np.random.default_rng(9).normal(size=shape))
+
+        def scalars(values):
+            results = function(values) * weights
+            return ops.sum(results, axis=tuple(range(1, len(results.shape))))
+
+        steps = step * np.eye(value.size).reshape(-1, *value.shape)
+        change = ops.convert_to_numpy(scalars(value + steps) - scalars(value - steps))
+        expected = change.reshape(value.shape) / (2 * step)
+        assert np.abs(expected).max() > 1e-3, "a gradient of zero would agree with anything"
+        found = gradient(lambda values: ops.sum(scalars(values)), value[None])[0]
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=atol)
+
+    return check
+
+
+def draw_shapes(count, seed, size=14):
+    """Bars, crosses and rings, `count` of each of 4 classes: uint8 images and their labels."""
+    rng = np.random.default_rng(seed)
+    images, labels = np.zeros((4 * count, size, size), "uint8"), np.repeat(np.arange(4), count)
+    for image, label in zip(images, labels, strict=True):
+        row, column = rng.integers(-1, 2, 2) + size // 2
+        ink = rng.integers(180, 256)
+        if label in (0, 2):
+            image[2:-2, column - 1 : column + 1] = ink
+        if label in (1, 2):
+            image[row - 1 : row + 1, 2:-2] = ink
+        if label == 3:
+            image[row - 4 : row + 4, column - 4 : column + 4] = ink
+            image[row - 2 : row + 2, column - 2 : column + 2] = 0
+    return images, labels
+
+
+def write_idx(path, array):
+    """Write an array as an idx file of unsigned bytes."""
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(header + array.astype("uint8").tobytes())
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """A folder of idx files that pass for a very small MNIST, of which 6 classes have no image."""
+    folder = tmp_path_factory.mktemp("shapes")
+    for stem, count, seed in (("train", 20, 1), ("t10k", 5, 2)):
+        images, labels = draw_shapes(count, seed)
+        write_idx(folder / f"{stem}-images-idx3-ubyte", images)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte", labels)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes_config(shapes):
+    """What the run in `trained` was asked for."""
+    from stn.tool.config import Config
+
+    return Config(
+        data="mnist",
+        data_dir=str(shapes),
+        distort="RTS",
+        validation=0.2,
+        epochs=4,
+        batch_size=16,
+        learning_rate=3e-3,
+        patience=0,
+        seed=7,
+        deterministic=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(shapes_config, tmp_path_factory):
+    """A finished run, and what was loaded in the course of it: `(split, finished epochs)`."""
+    from types import SimpleNamespace
+
+    import stn
+    from stn.tool import data
+
+    path = tmp_path_factory.mktemp("runs") / "trained"
+    loads = []
+
+    def load(*args, splits, **options):
+        loads.append((tuple(splits), len(stn.Run(path).history)))
+        return original(*args, splits=splits, **options)
+
+    original = data.load
+    with pytest.MonkeyPatch.context() as patch, forgetting_determinism():
+        patch.setattr(data, "load", load)
+        run = stn.train(shapes_config, path)
+    return SimpleNamespace(run=run, config=shapes_config, loads=loads)
+
+
+@contextlib.contextmanager
+def forgetting_determinism():
+    """Undo what `deterministic=True` does to the whole process, for the sake of other tests."""
+    import keras
+
+    try:
+        yield
+    finally:
+        if keras.backend.backend() == "tensorflow":
+            from tensorflow.python.framework import config
+
+            config.disable_op_determinism()
+        elif keras.backend.backend() == "torch":
+            import torch
+
+            torch.use_deterministic_algorithms(False)
