@@ -181,7 +181,7 @@ def test_recipe_gives_values_under_given_ones():
 
 @pytest.mark.parametrize("name", ["tutorail", "", 3, None, ["tutorial"]])
 def test_unknown_recipe_lists_the_known(name):
-    with pytest.raises(UserError, match="one of .'default'.*'tutorial'"):
+    with pytest.raises(UserError, match=r"one of .'default'.*'tutorial'"):
         Config(recipe=name)
 
 
@@ -260,7 +260,7 @@ def test_base_install_says_what_to_install(tmp_path):
     )
     (tmp_path / "sitecustomize.py").write_text(site, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "KERAS_HOME": str(tmp_path)}
-    del environment["KERAS_BACKEND"]
+    environment.pop("KERAS_BACKEND", None)
     done = subprocess.run(
         [sys.executable, "-m", "stn.tool.cli", "train", "--out", str(tmp_path / "out")],
         capture_output=True,

@@ -22,6 +22,10 @@ def run(tmp_path):
     return run
 
 
+def names(folder):
+    return [path.name for path in folder.iterdir()]
+
+
 # --- writing -------------------------------------------------------------------------------------
 
 
@@ -32,7 +36,7 @@ def test_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
         temporary.write_text("half", encoding="utf-8")
         raise ZeroDivisionError
     assert runs.read_json(file) == {"old": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert names(tmp_path) == ["a.json"]
 
 
 def test_error_while_writing_leaves_no_new_file(tmp_path):
@@ -40,7 +44,7 @@ def test_error_while_writing_leaves_no_new_file(tmp_path):
         runs.write_json(tmp_path / "a.json", {"value": object()})
     with pytest.raises(ZeroDivisionError), runs.atomic(tmp_path / "b.png"):
         raise ZeroDivisionError
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_temporary_file_lies_beside_and_keeps_the_suffix(tmp_path):
@@ -49,7 +53,7 @@ def test_temporary_file_lies_beside_and_keeps_the_suffix(tmp_path):
         assert temporary.suffix == ".keras"
         assert temporary.name.startswith(".")
         temporary.write_bytes(b"x")
-    assert os.listdir(tmp_path / "deep" / "er") == ["model.keras"]
+    assert names(tmp_path / "deep" / "er") == ["model.keras"]
 
 
 def test_written_file_has_the_usual_permissions(tmp_path):
@@ -71,7 +75,7 @@ def test_failing_disk_leaves_the_old_file(tmp_path, monkeypatch, error):
     with pytest.raises(OSError, match=os.strerror(error)):
         runs.write_json(file, 2)
     assert runs.read_json(file) == 1
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert names(tmp_path) == ["a.json"]
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def test_full_disk(small_disk):
     with pytest.raises(OSError, match="No space left"):
         runs.write_text(file, "x" * 100_000)
     assert file.read_text(encoding="utf-8") == "old"
-    assert os.listdir(small_disk) == ["a.txt"]
+    assert names(small_disk) == ["a.txt"]
 
 
 def test_place_that_cannot_be_written():
@@ -112,7 +116,7 @@ def test_open(run):
 
 
 def test_open_missing_folder(tmp_path):
-    with pytest.raises(UserError, match="Expected a run folder. Received: '.*none'.*not exist"):
+    with pytest.raises(UserError, match=r"Expected a run folder\. Received: '.*none'.*not exist"):
         runs.Run.open(tmp_path / "none")
 
 
@@ -170,6 +174,8 @@ def test_clear_deletes_the_files_of_the_run_only(run):
         if name.endswith("_file"):
             runs.write_text(file, "x")
     runs.write_text(run.frame_file(0), "x")
+    (run.path / ".unfinished-model-abc.keras").touch()  # of a process that was killed
+    (run.frames_folder / ".unfinished-epoch-001-abc.png").touch()
     mine = [run.path / "notes.txt", run.frames_folder / "mine.png"]
     for file in mine:
         runs.write_text(file, "mine")

@@ -17,7 +17,7 @@ options = pytest.mark.parametrize(("sampler", "padding", "align_corners"), OPTIO
 # One-pixel axes on purpose, and sizes of both parities.
 RANDOM = np.random.default_rng(0)
 SHAPES = [(1, 1, 1), (1, 9, 2), (8, 1, 3), (2, 2, 1)] + [
-    (*RANDOM.integers(1, 20, 2).tolist(), int(RANDOM.integers(1, 5))) for _ in range(80)
+    (*RANDOM.integers(1, 20, 2).tolist(), int(RANDOM.integers(1, 5))) for _ in range(38)
 ]
 
 
@@ -101,7 +101,7 @@ def test_agrees_with_torch(sampler, padding, align_corners):
     torch = pytest.importorskip("torch")
     if padding == "constant":
         pytest.skip("PyTorch has no such padding; the loop and SciPy cover it")
-    for shape in SHAPES:  # times 12 options: 1,008 cases
+    for shape in SHAPES:  # 42, times 2 images, times 12 options: 1,008 cases
         images, points = draw(shape, 40, align_corners, seed=1)
         expected = torch.nn.functional.grid_sample(
             torch.tensor(images).permute(0, 3, 1, 2),

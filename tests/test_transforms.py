@@ -11,6 +11,9 @@ import stn
 from stn.samplers import PADDINGS, SAMPLERS
 
 families = pytest.mark.parametrize("name", stn.TRANSFORMS)
+# One shape in as many tests as will do: JAX compiles anew for each.
+IMAGES = np.random.default_rng(0).uniform(0, 1, (2, 5, 6, 3)).astype("float32")
+
 conventions = pytest.mark.parametrize("align_corners", [False, True])
 
 
@@ -61,7 +64,7 @@ def test_identity_returns_the_images(name, sampler, align_corners):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "bfloat16", "float32", "float64", "bool"])
 def test_identity_keeps_types_in_both_data_formats(name, sampler, dtype, float64):
-    values = np.random.default_rng(0).uniform(0, 255, (2, 5, 6, 3))
+    values = 255 * IMAGES.astype("float64")
     for data_format, axes in (("channels_last", (0, 1, 2, 3)), ("channels_first", (0, 3, 1, 2))):
         images = ops.cast(values.transpose(axes), dtype)
         found = stn.warp(images, identity(name, 2), name, sampler=sampler, data_format=data_format)
@@ -83,13 +86,13 @@ def test_identity_parameters_leave_points_alone(name):
 
 @families
 def test_rows_of_the_batch_are_independent(name):
-    images = np.random.default_rng(0).normal(size=(4, 6, 7, 2)).astype("float32")
-    params = near_identity(name, 4)
-    together = warp(images, params, name)
-    for i in range(4):
-        alone = warp(images[i : i + 1], params[i : i + 1], name)
-        np.testing.assert_allclose(together[i : i + 1], alone, rtol=0, atol=1e-6)
-    assert len(np.unique(together.reshape(4, -1), axis=0)) == 4
+    params = near_identity(name, 2)
+    together = warp(IMAGES, params, name)
+    for i in range(2):
+        others = np.where(np.arange(2) == i, 0, 7).astype("float32")
+        alone = warp(IMAGES + others[:, None, None, None], params + others[:, None], name)
+        np.testing.assert_array_equal(together[i], alone[i])
+        assert np.abs(together[1 - i] - alone[1 - i]).max() > 0.1
 
 
 @families
@@ -128,12 +131,11 @@ def test_special_families_are_cases_of_general_ones(special, general, embed):
 
 @families
 def test_every_family_is_a_case_of_affine(name):
-    images = np.random.default_rng(0).normal(size=(3, 6, 11, 1)).astype("float32")
-    params = near_identity(name, 3)
-    aspect = stn.grids.aspect((6, 11), False)
+    params = near_identity(name, 2)
+    aspect = stn.grids.aspect(IMAGES.shape[1:3], False)
     matrices = ops.convert_to_numpy(stn.TRANSFORMS[name].matrix(params, aspect=aspect))
     np.testing.assert_allclose(
-        warp(images, params, name), warp(images, matrices.reshape(3, 6)), rtol=0, atol=1e-5
+        warp(IMAGES, params, name), warp(IMAGES, matrices.reshape(2, 6)), rtol=0, atol=1e-5
     )
 
 
@@ -171,13 +173,11 @@ def test_similarity_does_not_shear_a_non_square_image(align_corners):
 
 @conventions
 def test_positive_translation_shows_what_lies_further_right_and_down(align_corners):
-    images = np.random.default_rng(0).normal(size=(1, 5, 9, 1)).astype("float32")
-    x, y = (
-        2 / stn.grids.half_extent(9, align_corners),
-        1 / stn.grids.half_extent(5, align_corners),
-    )
-    found = warp(images, np.array([[x, y]]), "translation", align_corners=align_corners)
-    np.testing.assert_allclose(found[:, :-1, :-2], images[:, 1:, 2:], rtol=0, atol=1e-5)
+    x = 2 / stn.grids.half_extent(6, align_corners)
+    y = 1 / stn.grids.half_extent(5, align_corners)
+    params = np.array([[x, y]] * 2)
+    found = warp(IMAGES, params, "translation", align_corners=align_corners)
+    np.testing.assert_allclose(found[:, :-1, :-2], IMAGES[:, 1:, 2:], rtol=0, atol=1e-5)
     # The last row and column are read where the image ends, which may round to just inside it.
     np.testing.assert_allclose(found[:, -1], 0, rtol=0, atol=1e-5)
     np.testing.assert_allclose(found[:, :, -2:], 0, rtol=0, atol=1e-5)
@@ -219,7 +219,7 @@ def test_inverse_undoes(align_corners):
 
 
 @conventions
-@pytest.mark.parametrize("output_size", [(3, 5), (12, 20), (1, 1), (7, 3)])
+@pytest.mark.parametrize("output_size", [(12, 20), (1, 3)])
 def test_output_spans_the_same_region_whatever_its_size(output_size, align_corners):
     # A picture that is linear in the normalized coordinates looks the same at every size.
     size = (6, 10)
@@ -244,12 +244,10 @@ def test_output_spans_the_same_region_whatever_its_size(output_size, align_corne
     "output_size", [4, np.int64(4), [4, 4], np.array([4, 4]), (4, np.int32(4))]
 )
 def test_ways_to_give_an_output_size(output_size):
-    images = np.random.default_rng(0).normal(size=(1, 5, 6, 1)).astype("float32")
-    expected = warp(images, identity("affine"), output_size=(4, 4))
-    assert expected.shape == (1, 4, 4, 1)
-    np.testing.assert_array_equal(
-        warp(images, identity("affine"), output_size=output_size), expected
-    )
+    expected = warp(IMAGES, identity("affine", 2), output_size=(4, 4))
+    assert expected.shape == (2, 4, 4, 3)
+    found = warp(IMAGES, identity("affine", 2), output_size=output_size)
+    np.testing.assert_array_equal(found, expected)
 
 
 # PyTorch warns that one-pixel axes were different before its version 1.3.
@@ -339,7 +337,7 @@ def test_gradient_of_the_points(check_gradient, name):
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("value", [1e6, -1e30, np.inf, -np.inf, np.nan])
 def test_extreme_parameters(name, padding, value):
-    images = np.random.default_rng(3).uniform(1, 2, (2, 5, 4, 1)).astype("float32")
+    images = IMAGES + 1
     params = identity(name, 2)
     params[0] = value
     for sampler in SAMPLERS:
@@ -367,12 +365,11 @@ def test_extreme_parameters(name, padding, value):
 @pytest.mark.parametrize("value", [1e6, -1e6, 1e30, -1e30, np.inf])
 @pytest.mark.parametrize(("padding", "fill"), [("zeros", 0.0), ("constant", 0.1)])
 def test_far_outside_is_exactly_the_fill_value(padding, fill, value, align_corners):
-    images = np.random.default_rng(3).uniform(1, 2, (1, 5, 4, 1)).astype("float32")
-    for params in ([[value, 0]], [[0, value]], [[value, value]]):
+    for params in ([value, 0], [0, value], [value, value]):
         for sampler in SAMPLERS:
             found = warp(
-                images,
-                np.array(params),
+                IMAGES + 1,
+                np.array([params, params]),
                 "translation",
                 sampler=sampler,
                 padding=padding,
@@ -382,7 +379,7 @@ def test_far_outside_is_exactly_the_fill_value(padding, fill, value, align_corne
             np.testing.assert_array_equal(found, np.float32(fill))
 
 
-IMAGES, PARAMS = np.zeros((2, 3, 4, 1), "float32"), np.zeros((2, 6), "float32")
+PARAMS = identity("affine", 2)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +392,7 @@ IMAGES, PARAMS = np.zeros((2, 3, 4, 1), "float32"), np.zeros((2, 6), "float32")
         (IMAGES, PARAMS[0], {}, r"\(6,\)"),
         (IMAGES, PARAMS[:1], {}, r"\(1, 6\)"),
         (IMAGES, PARAMS.reshape(2, 2, 3), {}, r"\(2, 2, 3\)"),
-        (IMAGES[0], PARAMS, {}, r"\(3, 4, 1\)"),
+        (IMAGES[0], PARAMS, {}, r"\(5, 6, 3\)"),
         (IMAGES, PARAMS, {"output_size": 0}, "output_size=0"),
         (IMAGES, PARAMS, {"output_size": -3}, "output_size=-3"),
         (IMAGES, PARAMS, {"output_size": 2.5}, r"output_size=2\.5"),

@@ -118,24 +118,20 @@ def _reference_body() -> keras.Sequential:
     return keras.Sequential([*_reference_features("body"), layers.Dropout(0.5)], name="body")
 
 
-def _convolution(filters: int, size: int = 3, strides: int = 1) -> list[layers.Layer]:
-    return [
-        layers.Conv2D(filters, size, strides, padding="same", use_bias=False),
-        layers.BatchNormalization(momentum=0.9),
-        layers.Activation("relu"),
-    ]
-
-
 def _compact_localization() -> keras.Sequential:
     return keras.Sequential(
         [
+            # Where a character is and how it stands can be seen at half the resolution.
             layers.AveragePooling2D(2, padding="same"),
-            *_convolution(16, 5),
+            layers.Conv2D(20, 5, padding="same", activation="relu"),
             layers.MaxPooling2D(2, padding="same"),
-            *_convolution(32, 3),
+            layers.Conv2D(20, 5, padding="same", activation="relu"),
             layers.MaxPooling2D(2, padding="same"),
             layers.Flatten(),
             layers.Dense(64, activation="relu"),
+            # Adam moves every weight of the head by the learning rate whatever the gradient. With
+            # 64 features of unit size the parameters would jump, and the image leave the frame.
+            layers.Rescaling(0.1),
         ],
         name="localization",
     )
@@ -145,17 +141,24 @@ def _compact_body() -> keras.Sequential:
     return keras.Sequential(
         [
             *_convolution(32, 5, 2),
-            *_convolution(64),
-            layers.MaxPooling2D(2, padding="same"),
-            *_convolution(128),
+            *_convolution(64, 3, 2),
+            *_convolution(128, 3, 1),
             layers.MaxPooling2D(2, padding="same"),
             layers.Flatten(),
-            layers.Dropout(0.3),
-            layers.Dense(128, activation="relu"),
-            layers.Dropout(0.3),
+            layers.Dropout(0.2),
+            layers.Dense(256, activation="relu"),
+            layers.Dropout(0.2),
         ],
         name="body",
     )
+
+
+def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
+    return [
+        layers.Conv2D(filters, size, strides, padding="same", use_bias=False),
+        layers.BatchNormalization(momentum=0.9),
+        layers.Activation("relu"),
+    ]
 
 
 ARCHITECTURES = {

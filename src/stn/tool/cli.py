@@ -168,7 +168,7 @@ def _train(
     except KeyboardInterrupt:
         if runs.Run(out).config_file.exists():
             _fail(f"Interrupted. Go on with: stn train --resume {out}", 130)
-        raise
+        _fail("Interrupted before anything was written", 130)
     _print_results(run, progress)
 
 
@@ -211,7 +211,7 @@ def evaluate(
     results = stn.evaluate(
         run,
         data=data,
-        data_dir=None if data_dir is None else str(data_dir),
+        data_dir=data_dir,
         distort=distort,
         backend=backend,
     )
@@ -308,6 +308,39 @@ def data_list(json_: Json = False) -> None:
     Console().print(table)
 
 
+@data_app.command("show")
+def data_show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set.")],
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("data.png"),
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of its files.")] = None,
+    split: Annotated[str, typer.Option(help="train or test.")] = "test",
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Number of images.")] = 64,
+    image_size: Annotated[int | None, typer.Option(help="Resize images of a folder.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the images.")] = 42,
+) -> None:
+    """Draw some images of a data set, with their labels, as they are before any distortion."""
+    import numpy as np
+
+    from stn.tool import data, pictures
+
+    loaded = data.load(name, data_dir=data_dir, splits=(split,), image_size=image_size, seed=seed)
+    images = getattr(loaded, split)
+    images = images.take(np.random.default_rng(seed).permutation(len(images))[:count])
+    picture = pictures.draw_frame(
+        images.images,
+        None,
+        None,
+        title=name,
+        subtitle=f"{len(images)} images of the {split} split",
+        captions=[loaded.class_names[label] for label in images.labels],
+        columns=16,
+        legend=False,
+    )
+    with runs.atomic(out) as temporary:
+        picture.save(temporary, "PNG")
+    typer.echo(out)
+
+
 def _escape(text: str) -> str:
     from rich.markup import escape
 
@@ -318,9 +351,9 @@ def _start_backend(name: str | None) -> None:
     """Import Keras on a backend, without what the backend has to say about itself."""
     config.select_backend(name)
     with _quiet_stderr():
-        import keras
+        from stn.tool import environment
 
-        keras.distribution.list_devices()  # TensorFlow now complains if there is no GPU
+        environment.devices()  # TensorFlow now complains if there is no GPU
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class Config(pydantic.BaseModel):
         description="Distortion, after Jaderberg et al. 2015; the usual one of the data if unset.",
     )
     augment: float = Field(
-        1.0, ge=0, le=4, description="Strength of small random affine changes in training; 0: none."
+        0.5, ge=0, le=4, description="Strength of small random affine changes in training; 0: none."
     )
     validation: float = Field(
         0.1, gt=0, lt=1, description="Share of the training images held out for validation."
@@ -71,11 +71,11 @@ class Config(pydantic.BaseModel):
         "zeros", description="What the transformer reads outside the image."
     )
 
-    epochs: int = Field(14, ge=1, description="Most epochs to train.")
+    epochs: int = Field(8, ge=1, description="Most epochs to train.")
     batch_size: int = Field(
         256, ge=1, description="Images a step; a last incomplete batch is left out."
     )
-    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate of Adam.")
+    learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of Adam.")
     schedule: Literal["constant", "cosine"] = Field(
         "cosine",
         description="Course of the learning rate; cosine: one epoch of warm-up, then to 0.",

@@ -32,7 +32,7 @@ def describe() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
-        "device": keras.distribution.list_devices()[0] if has_accelerator() else "cpu",
+        "device": devices()[0] if has_accelerator() else "cpu",
         "revision": _revision(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["stn", *sys.argv[1:]]) if _is_command() else "stn.train(...)",
@@ -53,9 +53,20 @@ def version_of(backend: str) -> str:
     return "unknown"
 
 
+def devices() -> list[str]:
+    """The devices Keras sees, as the backend calls them."""
+    if keras.backend.backend() != "torch":
+        return keras.distribution.list_devices()
+    import torch  # of which keras.distribution knows nothing
+
+    if torch.cuda.is_available():
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return ["mps"] if torch.backends.mps.is_available() else ["cpu"]
+
+
 def has_accelerator() -> bool:
     """Whether Keras sees anything but CPUs."""
-    return any("cpu" not in device.lower() for device in keras.distribution.list_devices())
+    return any("cpu" not in device.lower() for device in devices())
 
 
 def _cpu() -> str:

@@ -19,7 +19,7 @@ def evaluate(
     run: runs.Run | str | os.PathLike[str],
     *,
     data: str | None = None,
-    data_dir: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     distort: str | None = None,
     backend: str | None = None,
 ) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def evaluate(
     other = data is not None and data != config.data
     changes = {
         "data": data,
-        "data_dir": data_dir,
+        "data_dir": None if data_dir is None else os.fspath(data_dir),
         "distort": distort,
         "backend": backend,
     }

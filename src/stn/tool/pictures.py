@@ -47,6 +47,7 @@ def draw_frame(
     subtitle: str = "",
     captions: Sequence[str] | None = None,
     columns: int = 8,
+    legend: bool = True,
 ) -> Image.Image:
     """Draw examples, where the transformer looks in each, and what it makes of them.
 
@@ -67,6 +68,7 @@ def draw_frame(
         subtitle: A second, quieter line.
         captions: A text per example. One that starts with "✓" is green, with "✗" red.
         columns: Examples side by side.
+        legend: Whether to say below how to read the picture.
 
     Returns:
         The picture. Its size depends on the number and the sizes of the images, not on the texts,
@@ -106,16 +108,16 @@ def draw_frame(
     pad, gap, labels, top, bottom = 24, 8, 50, 76, 44
     big, normal, small = _font(20, bold=True), _font(13), _font(12)
     title, subtitle = _one_line(title), _one_line(subtitle)
-    legend = _legend(outlined=points is not None, transformed=results is not None)
+    key = _legend(outlined=points is not None, transformed=results is not None or not legend)
     cards = columns * (card_width + gap) - gap
-    texts = max(big.getlength(title), normal.getlength(subtitle), legend.width)
+    texts = max(big.getlength(title), normal.getlength(subtitle), key.width)
     content = max(labels + cards, math.ceil(texts))
     size = (content + 2 * pad, top + rows * (card_height + gap) - gap + bottom)
     frame = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(frame)
     draw.text((pad, 35), title, INK, big, "ls")
     draw.text((pad, 58), subtitle, GRAY, normal, "ls")
-    frame.paste(legend, (pad + (labels if cards >= legend.width else 0), size[1] - 32))
+    frame.paste(key, (pad + (labels if cards >= key.width else 0), size[1] - 32))
 
     scale = np.array([tile_width / width, tile_height / height])
     corner = ((card_width - tile_width) // 2, margin)
@@ -129,7 +131,7 @@ def draw_frame(
         path = None if points is None else (points[index] + 0.5) * scale + corner
         tile = _magnify(tiles[index], (tile_width, tile_height))
         frame.paste(_zone(tile, corner, (card_width, zone_height), path), (left, upper))
-        if column == 0:
+        if column == 0 and legend:
             at = (left - 8, upper + margin + tile_height / 2)
             draw.text(at, "input", GRAY, small, "rm")
         if results is not None:

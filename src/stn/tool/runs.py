@@ -16,6 +16,9 @@ FORMAT = 1
 """Version of the folder layout; a run written with another one is refused with a clear message."""
 
 
+_UNFINISHED = ".unfinished-"  # how the names of temporary files begin
+
+
 class Run:
     """The folder of one training run.
 
@@ -78,8 +81,15 @@ class Run:
         """Class names, image shapes and counts of the data it was trained on."""
         return read_json(self.dataset_file)
 
+    def clear_unfinished(self) -> None:
+        """Delete the temporary files that a killed process left."""
+        for folder in (self.path, self.frames_folder):
+            for file in folder.glob(f"{_UNFINISHED}*"):
+                file.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Delete the files of the run; what else lies in the folder stays."""
+        self.clear_unfinished()
         for file in [*(v for k, v in vars(self).items() if k.endswith("_file")), *self.frames()]:
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # holds something else, or is not there
@@ -145,7 +155,9 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: writers such as Pillow and Keras choose the format by it.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f"{_UNFINISHED}{path.stem}-", suffix=path.suffix
+    )
     os.close(handle)
     temporary = Path(name)
     try:

@@ -99,7 +99,9 @@ def train(
         steps=steps,
     )
     monitor = _Monitor(run, config, model, validation_images, validation_split.labels, source)
-    if not resume:
+    if resume:
+        run.clear_unfinished()
+    else:
         _create(run, config, overwrite)
     if run.checkpoint_file.exists():
         state = _restore(run, model)
@@ -264,8 +266,9 @@ def build(
         loss=_smoothed_loss(num_classes, config.label_smoothing),
         metrics=["accuracy"],
         # Measured: TensorFlow's own CPU kernels train these networks 1.7 to 2.7 times faster than
-        # what XLA makes of them there (docs/experiments.md).
-        jit_compile=keras.backend.backend() == "jax" or environment.has_accelerator(),
+        # what XLA makes of them there (docs/experiments.md). For PyTorch it would be torch.compile.
+        jit_compile=keras.backend.backend() == "jax"
+        or (keras.backend.backend() == "tensorflow" and environment.has_accelerator()),
     )
     optimizer.build(model.trainable_variables)
     return model
@@ -276,7 +279,8 @@ def _smoothed_loss(num_classes: int, smoothing: float) -> Any:
         return "sparse_categorical_crossentropy"
 
     def smoothed_sparse_categorical_crossentropy(labels: Any, probabilities: Any) -> Any:
-        labels = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), num_classes)
+        labels = keras.ops.cast(keras.ops.reshape(labels, (-1,)), "int32")
+        labels = keras.ops.one_hot(labels, num_classes)
         return keras.losses.categorical_crossentropy(
             labels, probabilities, label_smoothing=smoothing
         )
@@ -320,11 +324,17 @@ class _Batches(keras.utils.PyDataset):
 
 
 class _Watcher(keras.callbacks.Callback):
-    """Shows progress, and stops at a loss that is not a number."""
+    """Seeds an epoch, shows progress, and stops at a loss that is not a number."""
 
     def __init__(self, bar: Any, epoch: int, config: Config, run: runs.Run):
         super().__init__()
         self._bar, self._epoch, self._config, self._run = bar, epoch, config, run
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        # PyTorch draws dropout from a state of its own, which no variable of the model holds. Not
+        # before `fit`: building the metrics draws from it too, in the first epoch of a process.
+        seeds = np.random.SeedSequence((self._config.seed, _TRAINING, self._epoch))
+        keras.utils.set_random_seed(int(seeds.generate_state(1)[0]))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         loss = float(logs["loss"])
@@ -409,7 +419,10 @@ def _resolve(config: Config) -> Config:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:  # "~" and the name of nobody
+        raise UserError(f"Expected the path of a folder. Received: {path!r} ({error})") from error
 
 
 def _check_free(run: runs.Run, overwrite: bool) -> None:
@@ -521,7 +534,7 @@ def _restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
     """Put everything back as `_save` found it; returns its state, with the best weights."""
     variables = [*model.variables, *model.optimizer.variables]
     try:
-        with np.load(run.checkpoint_file) as arrays:
+        with run.checkpoint_file.open("rb") as file, np.load(file) as arrays:
             state = json.loads(str(arrays["state"]))
             state["best"] = [arrays[f"best/{i}"] for i in range(len(model.weights))]
             for i, variable in enumerate(variables):

@@ -98,8 +98,8 @@ SOURCES: dict[str, Source] = {
             "printed digits and letters, drawn on the fly; needs no files and no network",
             classes=62,
             image_shape=_GREY,
-            train=24_800,
-            test=4_960,
+            train=55_800,
+            test=6_200,
             default_distortion="RTS",
             origin="the typefaces that come with matplotlib",
         ),
@@ -168,7 +168,7 @@ def load(
 
     Example:
         >>> load("glyphs", splits=("test",)).test.images.shape
-        (4960, 28, 28, 1)
+        (6200, 28, 28, 1)
     """
     source = _source(name)
     wanted = tuple(splits)

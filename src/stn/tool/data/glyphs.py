@@ -53,8 +53,8 @@ def read(
     *,
     splits: Sequence[str],
     seed: int,
-    train_per_class: int = 400,
-    test_per_class: int = 80,
+    train_per_class: int = 900,
+    test_per_class: int = 100,
 ) -> Dataset:
     """Draw the data set. Images are upright, white on black, uint8 `(28, 28, 1)`.
 

@@ -1,0 +1,471 @@
+"""Every verb of the command, as a person uses it, and what it says to mistakes."""
+
+import gzip
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import stn
+from conftest import draw_shapes, write_idx
+from stn.tool import cli, runs
+from stn.tool.config import BACKENDS
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Run `stn` in this process; gives exit code, standard output and standard error."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["stn", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+# --- verbs that need no run ----------------------------------------------------------------------
+
+
+def test_version(command):
+    assert command("--version") == (0, f"stn {stn.__version__}\n", "")
+
+
+def test_help_names_every_verb_and_every_key(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    for verb in ("train", "evaluate", "predict", "report", "recipes", "data"):
+        assert verb in out
+    code, out, _ = command("train", "--help")
+    assert code == 0
+    for key in stn.Config.model_fields:
+        assert f"--{key.replace('_', '-')}" in out
+    for text in ("default: compact", "One of: translation, attention", "--resume", "--config"):
+        assert text in out
+
+
+def test_recipes(command):
+    code, out, err = command("recipes")
+    assert (code, err) == (0, "")
+    assert "tutorial" in out
+    code, out, err = command("recipes", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["default"]
+
+
+def test_data_list(command):
+    code, out, err = command("data", "list")
+    assert (code, err) == (0, "")
+    assert "697,932" in out
+    code, out, err = command("data", "list", "--json")
+    assert (code, err) == (0, "")
+    sources = {source["name"]: source for source in json.loads(out)}
+    assert sources["glyphs"]["classes"] == 62
+
+
+# --- train ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with a folder of images per class, and no test images beside."""
+    folder = tmp_path_factory.mktemp("pictures")
+    names = ("bar", "dash", "plus [x]", "ring")
+    for i, (image, label) in enumerate(zip(*draw_shapes(6, 3), strict=True)):
+        (folder / names[label]).mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / names[label] / f"{i}.png")
+    return folder
+
+
+def test_train_with_file_and_flags_over_an_old_run(command, pictures, tmp_path):
+    """The control without transformer, in a folder that holds an older run and other files."""
+    run = runs.Run(tmp_path / "run")
+    runs.write_text(run.config_file, "epochs = 99")
+    runs.write_json(run.environment_file, {"format": 0})
+    runs.write_text(run.frame_file(77), "old")
+    runs.write_text(run.path / "notes.txt", "mine")
+    file = tmp_path / "my.toml"
+    file.write_text('epochs = 5\nbatch_size = 8\ntransform = "none"\n', encoding="utf-8")
+    options = ["--config", file, "--epochs", 1, "--data", f"folder:{pictures}", "--out", run.path]
+    code, out, err = command("train", *options)
+    assert code == 2
+    assert "--overwrite" in err
+    assert runs.read_json(run.environment_file) == {"format": 0}
+
+    code, out, err = command("train", *options, "--overwrite")
+    assert code == 0, err
+    assert out == f"{run.path}\n"
+    assert "epoch   1  loss" in err
+    assert "test accuracy" in err
+    run = stn.Run.open(run.path)
+    found = run.config
+    assert (found.epochs, found.batch_size, found.transform) == (1, 8, "none")
+    assert found.distort == "none"  # that of folders
+    assert run.dataset["class_names"] == ["bar", "dash", "plus [x]", "ring"]
+    assert [frame.name for frame in run.frames()] == ["epoch-000.png", "epoch-001.png"]
+    assert (run.path / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert run.report_file.exists()
+    code, out, err = command("evaluate", run.path)
+    assert code == 0, err
+    assert "plus [x]" in out
+
+
+def test_train_by_relative_paths_can_go_on_from_elsewhere(command, pictures, tmp_path, monkeypatch):
+    from stn.tool import training
+
+    (tmp_path / "here").mkdir()
+    shutil.copytree(pictures, tmp_path / "here" / "pictures")
+    monkeypatch.setattr(training, "_Monitor", lambda *args: pytest.fail("far enough"))
+    monkeypatch.chdir(tmp_path / "here")
+    seen = []
+    monkeypatch.setattr(training, "_check_data", lambda config, *rest: seen.append(config))
+    with pytest.raises(pytest.fail.Exception, match="far enough"):
+        stn.train(stn.Config(data="folder:pictures", batch_size=8), tmp_path / "run")
+    assert seen[0].data == f"folder:{tmp_path / 'here' / 'pictures'}"
+
+
+def test_diverging_training_exits_with_1(command, shapes, tmp_path):
+    out = tmp_path / "run"
+    code, stdout, err = command(
+        *("train", "--data", "mnist", "--data-dir", shapes, "--batch-size", 16, "--epochs", 2),
+        *("--learning-rate", "1e30", "--schedule", "constant", "--out", out),
+    )
+    assert code == 1
+    assert stdout == ""
+    last = err.splitlines()[-1]
+    assert last.startswith("stn: The loss became NaN or infinite in epoch 1, step ")
+    assert "No epoch was finished. Train again with a smaller --learning-rate than 1e+30" in last
+    assert "Traceback" not in err
+
+
+# --- verbs that take a run -----------------------------------------------------------------------
+
+
+def test_evaluate(command, trained):
+    code, out, err = command("evaluate", trained.run.path)
+    assert (code, err) == (0, "")
+    assert f"accuracy {trained.run.metrics['accuracy']:.2%}" in out
+    assert "20 images" in out
+    assert len([line for line in out.splitlines() if line.startswith("│")]) == 10
+
+
+def test_evaluate_json_is_json_and_nothing_else(command, trained, shapes, tmp_path):
+    for file in shapes.glob("t10k*"):
+        shutil.copy(file, tmp_path)
+    code, out, err = command("evaluate", trained.run.path, "--json", "--data-dir", tmp_path)
+    assert (code, err) == (0, "")
+    assert json.loads(out) == trained.run.metrics["test"]
+
+
+def test_evaluate_with_another_distortion(command, trained):
+    code, out, err = command("evaluate", trained.run.path, "--distort", "TC", "--json")
+    assert (code, out) == (2, "")
+    assert "Expected images of shape (21, 21, 1)" in err
+
+
+def test_predict(command, trained, tmp_path):
+    digit = draw_shapes(1, 5)[0][2]
+    variants = {
+        "grey": digit,
+        "inverted": 255 - digit,
+        "color": np.repeat(digit[..., None], 3, axis=2),
+        "clear": np.dstack([np.full_like(digit, 255)] * 3 + [digit]),
+        "large": np.kron(digit, np.ones((5, 5), "uint8")),
+    }
+    paths = []
+    for name, image in variants.items():
+        paths.append(tmp_path / f"{name}.png")
+        Image.fromarray(image).save(paths[-1])
+    code, out, err = command("predict", trained.run.path, *paths, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert [record["image"] for record in found] == [str(path) for path in paths]
+    assert len({record["class"] for record in found}) == 1
+    for record in found[:4]:
+        assert record["probability"] == pytest.approx(found[0]["probability"], abs=1e-5)
+    code, out, err = command("predict", trained.run.path, paths[0])
+    assert (code, err) == (0, "")
+    assert str(paths[0]) in out
+    assert f"{found[0]['probability']:.1%}" in out
+
+
+def test_report(command, trained, tmp_path):
+    run = runs.Run(tmp_path / "run")
+    shutil.copytree(trained.run.path, run.path)
+    run.report_file.unlink()
+    assert command("report", run.path) == (0, f"{run.report_file}\n", "")
+    assert run.report_file.exists()
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+def idx_folder(folder, *, images=None, labels=None, **contents):
+    """A folder of MNIST files of 40 images; contents replace files, by the start of their name."""
+    folder.mkdir()
+    drawn, kinds = draw_shapes(10, 4)
+    for split in ("train", "t10k"):
+        write_idx(folder / f"{split}-images-idx3-ubyte", drawn if images is None else images)
+        write_idx(folder / f"{split}-labels-idx1-ubyte", kinds if labels is None else labels)
+    for start, content in contents.items():
+        (file,) = folder.glob(f"{start.replace('_', '-')}-*")
+        file.write_bytes(content)
+    return ["--data", "mnist", "--data-dir", folder, "--batch-size", 8]
+
+
+def truncated_gzip(folder):
+    options = idx_folder(folder)
+    (file,) = folder.glob("train-images*")
+    (folder / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes())[:-20])
+    file.unlink()
+    return options
+
+
+def image_folder(folder, classes):
+    """Folders of so many images each."""
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(draw_shapes(1, i)[0][0]).save(folder / name / f"{i}.png")
+    return ["--data", f"folder:{folder}", "--batch-size", 2]
+
+
+def unreadable_folder(folder):
+    """For the superuser everything is readable, but a loop of links is not for anyone."""
+    folder.symlink_to(folder)
+    return ["--data", "mnist", "--data-dir", folder]
+
+
+def not_an_image(folder):
+    options = image_folder(folder, {"a": 3, "b": 3})
+    (folder / "a" / "1.png").write_bytes(b"\x89PNG junk")
+    return options
+
+
+def toml(folder, text):
+    folder.mkdir()
+    (folder / "my.toml").write_text(text, encoding="utf-8")
+    return ["--config", folder / "my.toml"]
+
+
+def other_backend():
+    import keras
+
+    return next(name for name in BACKENDS if name != keras.backend.backend())
+
+
+MISTAKES = {
+    "no data folder": (
+        lambda d: ["--data", "mnist", "--data-dir", d / "none"],
+        "Received: '{data}/none' (No such file or directory). Check --data-dir",
+    ),
+    "no files in it": (
+        lambda d: [d.mkdir(), *["--data", "mnist", "--data-dir", d]][1:],
+        "Expected a file of 'mnist': train-images-idx3-ubyte",
+    ),
+    "unreadable folder": (unreadable_folder, "Expected a readable folder with the files"),
+    "data folder is a file": (
+        lambda d: [d.write_text(""), *["--data", "mnist", "--data-dir", d]][1:],
+        "(Not a directory)",
+    ),
+    "corrupt idx": (
+        lambda d: idx_folder(d, train_images=b"\xde\xad\xbe\xef" * 9),
+        "Expected an idx file of images, starting with 00 00 08 03",
+    ),
+    "cut idx": (
+        lambda d: idx_folder(d, train_labels=b"\0\0\x08\1\0\0\0\x28" + b"\1" * 20),
+        "Expected 40 bytes of labels",
+    ),
+    "truncated gzip": (truncated_gzip, "which ends too early"),
+    "images for labels": (
+        lambda d: idx_folder(d, train_labels=b"\0\0\x08\3" + b"\0\0\0\1" * 3 + b"\1"),
+        "which holds images: it has the wrong name",
+    ),
+    "more labels than images": (
+        lambda d: idx_folder(d, labels=np.arange(41) % 4),
+        "Received: 40 images in",
+    ),
+    "labels out of range": (
+        lambda d: idx_folder(d, labels=np.arange(40) % 4 + 7),
+        "Expected labels from 0 to 9 for 'mnist'. Received: 10 as label number 3",
+    ),
+    "one class in idx files": (
+        lambda d: idx_folder(d, labels=np.full(40, 3)),
+        "Received: only label 3",
+    ),
+    "empty class": (lambda d: image_folder(d, {"a": 3, "b": 0}), "which is empty"),
+    "one class": (lambda d: image_folder(d, {"a": 3}), "two or more classes. Received: '{data}'"),
+    "one image a class": (lambda d: image_folder(d, {"a": 1, "b": 1}), "Add images"),
+    "not an image": (not_an_image, "a/1.png', which cannot be read as one"),
+    "unknown data": (lambda d: ["--data", "emnist/byclas"], "Did you mean 'emnist/byclass'?"),
+    "unknown backend": (
+        lambda d: ["--backend", "theano"],
+        "Expected backend to be 'tensorflow', 'jax' or 'torch'. Received: backend='theano'",
+    ),
+    "another backend": (lambda d: ["--backend", other_backend()], "Expected "),
+    "unknown transform": (
+        lambda d: ["--transform", "afine"],
+        "'affine' or 'none'. Received: transform='afine'",
+    ),
+    "unknown model": (lambda d: ["--model", "huge"], "'compact' or 'reference'. Received: model="),
+    "unknown distortion": (lambda d: ["--distort", "rts"], "Received: distort='rts'"),
+    "unknown recipe": (lambda d: ["--recipe", "best"], "Expected recipe to be one of"),
+    "no epochs": (
+        lambda d: ["--epochs", "0"],
+        "Expected epochs to be greater than or equal to 1. Received: epochs=0",
+    ),
+    "home of nobody": (
+        lambda d: ["--data", "mnist", "--data-dir", "~no-such-user/data"],
+        "Received: '~no-such-user/data'",
+    ),
+    "epochs in words": (lambda d: ["--epochs", "x"], "Invalid value for '--epochs'"),
+    "infinite rate": (
+        lambda d: ["--learning-rate", "inf"],
+        "Expected learning_rate to be a finite",
+    ),
+    "unknown option": (lambda d: ["--epoch", "3"], "No such option: --epoch"),
+    "batch too large": (
+        lambda d: [*idx_folder(d), "--batch-size", "37"],
+        "Expected batch_size to be at most 36, the number of training images (after 4 were",
+    ),
+    "images too small": (
+        lambda d: [*idx_folder(d), "--model", "reference"],
+        "Expected images large enough for the 'reference' architecture. Received: input_shape=",
+    ),
+    "no config file": (lambda d: ["--config", d / "my.toml"], "Received: '{data}/my.toml'"),
+    "broken config file": (lambda d: toml(d, "epochs"), "Expected a readable TOML file"),
+    "unknown key": (lambda d: toml(d, "lr = 1"), "Expected a known configuration key"),
+    "resume nothing": (lambda d: ["--resume", d], "'{data}', which does not exist"),
+    "resume and overwrite": (lambda d: ["--resume", d, "--overwrite"], "Expected --resume alone"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_in_training(mistake, command, tmp_path):
+    make, message = MISTAKES[mistake]
+    options = make(tmp_path / "data")
+    out = [] if "--resume" in options else ["--out", tmp_path / "deep" / "run"]
+    before = sorted(tmp_path.rglob("*"))
+    code, stdout, err = command("train", *options, *out)
+    assert message.format(data=tmp_path / "data") in err
+    assert code == 2
+    assert stdout == ""
+    assert "Traceback" not in err
+    assert ("Expected" in err and "Received" in err) or "Usage: stn train" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "a file"),
+        ("notes.txt", "which holds other files; choose another --out"),
+        ("config.toml", "which holds other files; choose another --out"),
+    ],
+)
+def test_out_that_is_not_free(content, message, command, tmp_path):
+    out = tmp_path / "run"
+    if content is None:
+        out.write_text("mine", encoding="utf-8")
+    else:
+        out.mkdir()
+        (out / content).write_text("mine", encoding="utf-8")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    code, _, err = command("train", "--out", out, "--overwrite")
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "report", "train --resume"])
+def test_what_is_not_a_run(verb, command, tmp_path):
+    more = ["x.png"] if verb == "predict" else []
+    (tmp_path / "empty").mkdir()
+    run = runs.Run(tmp_path / "future")
+    runs.write_text(run.config_file, "")
+    runs.write_json(run.environment_file, {"format": 7, "stn": "3.0"})
+    for name, message in (
+        ("none", "which does not exist"),
+        ("empty", "which has no config.toml and environment.json"),
+        ("future", "of version 7, written by stn 3.0"),
+    ):
+        code, out, err = command(*verb.split(), tmp_path / name, *more)
+        assert (code, out) == (2, "")
+        assert err.startswith("stn: Expected a run folder")
+        assert message in err
+    assert len(list((tmp_path / "future").iterdir())) == 2
+
+
+def test_run_without_a_finished_epoch(command, trained, tmp_path):
+    run = runs.Run(tmp_path / "run")
+    run.path.mkdir()
+    for file in ("config.toml", "environment.json", "dataset.json"):
+        shutil.copy(trained.run.path / file, run.path)
+    code, out, err = command("evaluate", run.path)
+    assert (code, out) == (2, "")
+    assert f"finished no epoch; go on with: stn train --resume {run.path}" in err
+    assert command("report", run.path)[0] == 0
+
+
+def test_predict_what_is_not_an_image(command, trained, tmp_path):
+    (tmp_path / "junk.png").write_bytes(b"junk")
+    for name, message in (
+        ("junk.png", "junk.png', which cannot be read as one"),
+        ("none.png", "none.png', which is missing"),
+        (".", "which cannot be read as one"),
+    ):
+        code, out, err = command("predict", trained.run.path, tmp_path / name)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert "Traceback" not in err
+    code, _, err = command("predict", trained.run.path)
+    assert code == 2
+    assert "Missing argument 'IMAGE...'" in err
+
+
+@pytest.mark.parametrize("arguments", [["explode"], ["--explode"], ["data", "explode"]])
+def test_unknown_verb_or_option(arguments, command):
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    assert "explode" in err
+    assert "Usage: stn" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "/runs/a"), "The disk is full: /runs/a."),
+        (PermissionError(13, "Permission denied", "/runs/a"), "No permission to write: /runs/a."),
+        (OSError(30, "Read-only file system", "/runs/a"), "No permission to write: /runs/a."),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (KeyboardInterrupt(), "Interrupted"),
+    ],
+)
+def test_trouble_with_the_machine(error, message, command, monkeypatch):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(stn, "train", fail)
+    code, out, err = command("train", "--out", "runs/a")
+    assert code == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert out == ""
+    assert err.splitlines()[-1].startswith(f"stn: {message}")
+    assert "Traceback" not in err
+
+
+def test_no_place_to_write(command, shapes):
+    options = ["--data", "mnist", "--data-dir", shapes, "--batch-size", 8, "--epochs", 1]
+    code, out, err = command("train", *options, "--out", "/proc/stn-run")
+    assert (code, out) == (1, "")
+    assert "/proc" in err
+    assert "Traceback" not in err
+    assert not os.path.lexists("/proc/stn-run")

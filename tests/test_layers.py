@@ -1,0 +1,382 @@
+"""The layer: a good citizen of Keras that starts at the identity and learns."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import stn
+
+BACKEND = keras.backend.backend()
+# Keras compiles with TorchInductor on PyTorch, which takes minutes; see the test of its own.
+JIT = BACKEND != "torch"
+IMAGES = np.random.default_rng(0).uniform(0, 1, (5, 12, 10, 2)).astype("float32")
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class FourDimensional(layers.Layer):
+    """A localization network of a user, whose output still has the axes of an image."""
+
+    def __init__(self, filters=3, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.convolution = layers.Conv2D(filters, 3, strides=2)
+
+    def build(self, input_shape):
+        self.convolution.build(input_shape)
+        self.built = True
+
+    def call(self, inputs):
+        return self.convolution(inputs)
+
+    def compute_output_shape(self, input_shape):
+        return self.convolution.compute_output_shape(input_shape)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
+
+
+def sequential():
+    return keras.Sequential([layers.Flatten(), layers.Dense(4, activation="relu")])
+
+
+def functional():
+    inputs = keras.Input((12, 10, 2))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
+    return keras.Model(inputs, layers.Concatenate()([x, layers.Flatten()(inputs)]))
+
+
+LOCALIZATIONS = {
+    "cnn": lambda: "cnn",
+    "mlp": lambda: "mlp",
+    "default": lambda: None,
+    "sequential": sequential,
+    "functional": functional,
+    "layer": FourDimensional,
+}
+
+
+def transformer(transform="affine", localization="sequential", **options):
+    options = {"data_format": "channels_last", **options}
+    return stn.SpatialTransformer(transform, localization=LOCALIZATIONS[localization](), **options)
+
+
+def numpy(x):
+    return ops.convert_to_numpy(ops.cast(x, "float32"))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    keras.utils.set_random_seed(0)
+
+
+def shake(layer, spread=0.3):
+    """Move the parameters of a layer, or of the layers of a model, off the identity."""
+    rng = np.random.default_rng(1)
+    for weight in layer.trainable_weights:
+        if weight.path.endswith("head/bias"):
+            weight.assign(rng.normal(scale=spread, size=weight.shape))
+        elif weight.path.endswith("head/kernel"):
+            weight.assign(rng.normal(scale=0.05, size=weight.shape))
+
+
+# --- the start -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("localization", LOCALIZATIONS)
+@pytest.mark.parametrize("transform", stn.TRANSFORMS)
+def test_starts_at_the_identity(transform, localization):
+    layer = transformer(transform, localization)
+    np.testing.assert_array_equal(numpy(layer(IMAGES)), IMAGES)
+    assert len(layer.trainable_weights) >= 4
+    assert len({weight.path for weight in layer.weights}) == len(layer.weights)
+
+
+@pytest.mark.parametrize("localization", ["cnn", "mlp", "layer"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 7, 1), (33, 5, 3)])
+def test_starts_at_the_identity_at_every_size(shape, localization):
+    if localization == "layer" and min(shape[:2]) < 3:
+        with pytest.raises(ValueError, match=r"(?s)^Expected .*Received: input_shape="):
+            transformer(localization=localization)(np.zeros((2, *shape), "float32"))
+        return
+    images = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    for padding, align_corners in (("zeros", False), ("reflection", True)):
+        layer = transformer(localization=localization, padding=padding, align_corners=align_corners)
+        np.testing.assert_array_equal(numpy(layer(images)), images)
+
+
+def test_named_localizations_see_a_small_copy_of_a_large_image():
+    for localization in ("cnn", "mlp"):
+        layer = transformer(localization=localization)
+        layer.build((None, 200, 300, 3))
+        assert layer.count_params() < 200_000
+
+
+@pytest.mark.parametrize("output_size", [None, 6, (6, 15)])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_output_is_what_warp_gives(output_size, data_format):
+    images = IMAGES if data_format == "channels_last" else IMAGES.transpose(0, 3, 1, 2)
+    options = {
+        "output_size": output_size,
+        "sampler": "bilinear",
+        "padding": "constant",
+        "fill_value": 0.5,
+        "align_corners": True,
+        "data_format": data_format,
+    }
+    layer = transformer("similarity", "cnn", return_params=True, **options)
+    layer.build(images.shape)
+    shake(layer)
+    outputs, params, grid = (numpy(x) for x in layer(images))
+    assert [x.shape for x in (outputs, params, grid)] == [
+        tuple(shape) for shape in layer.compute_output_shape(images.shape)
+    ]
+    assert np.abs(params - layer.transform.identity).max() > 0.1
+    np.testing.assert_allclose(params, numpy(layer.localize(images)), rtol=0, atol=1e-6)
+    expected = numpy(stn.warp(images, params, "similarity", **options))
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5)
+    del options["output_size"]
+    expected = numpy(stn.sample(images, grid, **options))
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-4)
+
+    layer.return_params = False
+    np.testing.assert_array_equal(numpy(layer(images)), outputs)
+    assert tuple(layer.compute_output_shape((None, *images.shape[1:]))) == (
+        None,
+        *outputs.shape[1:],
+    )
+
+
+# --- saving --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("localization", LOCALIZATIONS)
+def test_config_round_trip(localization):
+    options = {
+        "output_size": (6, 7),
+        "sampler": "nearest",
+        "padding": "constant",
+        "fill_value": 0.5,
+        "align_corners": True,
+        "data_format": "channels_first",
+        "return_params": True,
+        "name": "straighten",
+        "dtype": "mixed_bfloat16",
+        "trainable": False,
+    }
+    layer = transformer("attention", localization, **options)
+    config = layer.get_config()
+    again = stn.SpatialTransformer.from_config(config)
+    found = again.get_config()
+    if localization == "functional":  # Keras renames what is inside
+        assert found.pop("localization")["class_name"] == "Functional"
+        assert config.pop("localization")["class_name"] == "Functional"
+    assert found == config
+    for name, value in options.items():
+        if name != "dtype":
+            assert getattr(again, name) == value, name
+    assert again.dtype_policy.name == "mixed_bfloat16"
+    assert again.transform is layer.transform
+
+
+def save_and_load(model, path):
+    model.save(path / "model.keras")
+    return keras.saving.load_model(path / "model.keras", safe_mode=True)
+
+
+@pytest.mark.parametrize("localization", LOCALIZATIONS)
+def test_saved_model_gives_the_same(localization, tmp_path):
+    inputs = keras.Input((12, 10, 2))
+    model = keras.Model(inputs, transformer(localization=localization)(inputs))
+    shake(model)
+    before = model.predict(IMAGES, verbose=0)
+    assert np.abs(before - IMAGES).max() > 0.1
+    again = save_and_load(model, tmp_path)
+    np.testing.assert_array_equal(again.predict(IMAGES, verbose=0), before)
+
+
+def test_saved_model_with_several_transformers(tmp_path):
+    inputs = keras.Input((12, 10, 2))
+    x = transformer("similarity", "layer", name="first")(inputs)
+    x = layers.Conv2D(8, 3, padding="same")(x)
+    x, params, grid = transformer(
+        "attention", "sequential", output_size=(5, 4), return_params=True, name="second"
+    )(x)
+    # Channels first, on feature maps of 8 channels.
+    x = layers.Permute((3, 1, 2))(x)
+    x = transformer("affine", "cnn", data_format="channels_first", name="third")(x)
+    model = keras.Model(inputs, [x, params, grid])
+    assert [tuple(output.shape) for output in model.outputs] == [
+        (None, 8, 5, 4),
+        (None, 3),
+        (None, 5, 4, 2),
+    ]
+    shake(model)
+    before = model.predict(IMAGES, verbose=0)
+    after = save_and_load(model, tmp_path).predict(IMAGES, verbose=0)
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+    model.load_weights(tmp_path / "model.keras")
+
+
+# --- ways to use it ------------------------------------------------------------------------------
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.straighten = transformer("similarity", "mlp")
+        self.flatten = layers.Flatten()
+        self.classify = layers.Dense(3)
+
+    def call(self, inputs, training=None):
+        return self.classify(self.flatten(self.straighten(inputs, training=training)))
+
+
+def sequential_model(**options):
+    return keras.Sequential(
+        [
+            keras.Input((12, 10, 2)),
+            transformer("similarity", "mlp", **options),
+            layers.Flatten(dtype=options.get("dtype")),
+            layers.Dense(3, dtype="float32"),
+        ]
+    )
+
+
+def functional_model(**options):
+    inputs = keras.Input((12, 10, 2))
+    x = transformer("affine", "cnn", **options)(inputs)
+    return keras.Model(inputs, layers.Dense(3, dtype="float32")(layers.Flatten()(x)))
+
+
+MODELS = {"sequential": sequential_model, "functional": functional_model, "subclassed": Subclassed}
+
+
+def train_twice(model, jit_compile=JIT):
+    """Two steps: the first moves only the head of the transformer, whose weights were zero."""
+    model.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=jit_compile)
+    targets = np.random.default_rng(2).normal(size=(5, 3)).astype("float32")
+    model(IMAGES)
+    before = [numpy(weight) for weight in model.trainable_weights]
+    losses = [float(np.ravel(model.train_on_batch(IMAGES, targets))[0]) for _ in range(2)]
+    assert np.isfinite(losses).all()
+    assert losses[1] < losses[0]
+    for old, weight in zip(before, model.trainable_weights, strict=True):
+        new = numpy(weight)
+        assert np.isfinite(new).all(), weight.path
+        assert np.abs(new - old).max() > 0, f"no gradient reached {weight.path}"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_compiled_training_reaches_every_weight(kind):
+    train_twice(MODELS[kind]())
+
+
+@pytest.mark.parametrize("padding", ["border", "reflection", "constant"])
+def test_compiled_training_in_every_padding(padding):
+    train_twice(sequential_model(padding=padding))
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="the gradient tests run JAX uncompiled already")
+def test_training_that_is_not_compiled():
+    train_twice(sequential_model(), jit_compile=False)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_batches_of_any_size(kind):
+    model = MODELS[kind]()
+    whole = model.predict(IMAGES, verbose=0)
+    if kind != "subclassed":
+        shake(model)
+        whole = model.predict(IMAGES, verbose=0)
+        assert model.output_shape == (None, 3)
+    for n in (1, 3):
+        found = model.predict(IMAGES[:n], verbose=0)
+        np.testing.assert_allclose(found, whole[:n], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(policy):
+    layer = transformer("similarity", "cnn", dtype=policy, return_params=True)
+    outputs, params, grid = layer(IMAGES)
+    dtypes = [keras.backend.standardize_dtype(x.dtype) for x in (outputs, params, grid)]
+    assert dtypes == [policy.removeprefix("mixed_"), "float32", "float32"]
+    assert {weight.dtype for weight in layer.weights} == {"float32"}
+    assert layer.localization.layers[-1].compute_dtype == policy.removeprefix("mixed_")
+    expected = numpy(ops.cast(IMAGES, policy.removeprefix("mixed_")))
+    np.testing.assert_array_equal(numpy(outputs), expected)
+    train_twice(sequential_model(dtype=policy))
+
+
+def test_integer_images_are_cast():
+    layer = transformer()
+    images = (255 * IMAGES).astype("uint8")
+    outputs = layer(images)
+    assert keras.backend.standardize_dtype(outputs.dtype) == "float32"
+    np.testing.assert_array_equal(numpy(outputs), images)
+
+
+def test_training_flag_reaches_the_localization():
+    layer = stn.SpatialTransformer(
+        "translation",
+        localization=keras.Sequential([layers.Flatten(), layers.Dropout(0.5, seed=1)]),
+        return_params=True,
+    )
+    layer.build(IMAGES.shape)
+    shake(layer)
+    quiet = [numpy(layer(IMAGES, training=False)[1]) for _ in range(2)]
+    np.testing.assert_array_equal(*quiet)
+    assert np.abs(numpy(layer(IMAGES, training=True)[1]) - quiet[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("transform", ["translation", "attention"])
+def test_learns_to_undo_a_shift(transform):
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:16, :16]
+    centers = rng.uniform(4.5, 10.5, (256, 2, 1, 1))
+
+    def blobs(centers):
+        distance = (x - centers[:, 0]) ** 2 + (y - centers[:, 1]) ** 2
+        return np.exp(-distance / 8)[..., None].astype("float32")
+
+    shifted, centered = blobs(centers), blobs(np.full_like(centers, 7.5))
+    model = keras.Sequential(
+        [keras.Input((16, 16, 1)), stn.SpatialTransformer(transform, localization="mlp")]
+    )
+    model.compile(keras.optimizers.Adam(3e-3), "mse", jit_compile=JIT)
+    before = model.evaluate(shifted, centered, verbose=0)
+    model.fit(shifted, centered, batch_size=64, epochs=30, verbose=0)
+    after = model.evaluate(shifted, centered, verbose=0)
+    assert after < before / 5, f"the loss went from {before:.5f} to {after:.5f}"
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"transform": "homography"}, "transform='homography'"),
+        ({"localization": "resnet"}, "localization='resnet'"),
+        ({"localization": 3}, "localization=3"),
+        ({"localization": [layers.Flatten]}, "localization="),
+        ({"output_size": (0, 3)}, r"output_size=\(0, 3\)"),
+        ({"output_size": 1.5}, r"output_size=1\.5"),
+        ({"sampler": "cubic"}, "sampler='cubic'"),
+        ({"padding": "wrap"}, "padding='wrap'"),
+        ({"fill_value": 1.0}, r"fill_value=1\.0"),
+        ({"data_format": "NHWC"}, "data_format='NHWC'"),
+    ],
+)
+def test_errors_of_the_constructor(wrong, match):
+    with pytest.raises(ValueError, match=rf"(?s)^Expected .*Received: .*{match}"):
+        stn.SpatialTransformer(**wrong)
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (5, 12, 10), (None, None, 10, 2), (5, 0, 10, 2)])
+def test_errors_of_the_shape(shape):
+    with pytest.raises(ValueError, match=r"(?s)^Expected .*Received: "):
+        transformer().build(shape)
+    with pytest.raises(ValueError, match=r"(?s)^Expected .*Received: "):
+        transformer().compute_output_shape(shape)

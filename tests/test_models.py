@@ -1,0 +1,129 @@
+"""The classifiers."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import stn
+from stn import models
+
+# The reference is big; most of what is true of a classifier is tested on the compact one.
+ARCHITECTURES = pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), "uint8")
+
+
+def test_reference_has_the_parameters_of_the_tutorials():
+    model = stn.classifier("reference", input_shape=(28, 28, 1), num_classes=62)
+    assert model.count_params() == 945_476
+    assert model.input_shape == (None, 28, 28, 1)
+    assert model.output_shape == (None, 62)
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize("transform", ["affine", "none"])
+def test_gives_probabilities_for_bytes_and_floats(architecture, transform):
+    model = stn.classifier(architecture, transform=transform, num_classes=11)
+    found = model.predict(IMAGES, verbose=0)
+    assert found.shape == (3, 11)
+    assert found.min() >= 0
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=0, atol=1e-5)
+    assert np.ptp(found, axis=0).max() > 1e-6, "the images make no difference"
+    as_floats = model.predict(IMAGES.astype("float32"), verbose=0)
+    np.testing.assert_allclose(found, as_floats, rtol=0, atol=1e-6)
+
+
+@ARCHITECTURES
+def test_without_a_transformer_only_that_is_missing(architecture):
+    control = stn.classifier(architecture, transform="none")
+    model = stn.classifier(architecture, transform="affine")
+    assert models.TRANSFORMER not in [layer.name for layer in control.layers]
+    transformer = model.get_layer(models.TRANSFORMER)
+    assert control.count_params() == model.count_params() - transformer.count_params()
+    # The transformer starts at the identity: with the same weights both say the same.
+    control.get_layer("body").set_weights(model.get_layer("body").get_weights())
+    control.get_layer("classes").set_weights(model.get_layer("classes").get_weights())
+    np.testing.assert_allclose(
+        model.predict(IMAGES, verbose=0),
+        control.predict(IMAGES, verbose=0),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("transform", stn.TRANSFORMS)
+def test_transformer_shows_what_it_does(transform):
+    family = stn.get_transform(transform)
+    model = stn.classifier(
+        transform=transform,
+        num_classes=3,
+        output_size=(20, 24),
+        sampler="nearest",
+        padding="border",
+        align_corners=True,
+    )
+    assert transform in model.name
+    assert model.name == stn.classifier(transform=family, num_classes=3).name
+    layer = model.get_layer(models.TRANSFORMER)
+    options = (layer.sampler, layer.padding, layer.align_corners, layer.output_size)
+    assert options == ("nearest", "border", True, (20, 24))
+    images, params, grid = keras.Model(model.input, layer.output)(IMAGES)
+    assert tuple(images.shape) == (3, 20, 24, 1)
+    assert tuple(grid.shape) == (3, 20, 24, 2)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(params), np.tile(np.float32(family.identity), (3, 1))
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (9, 17, 3)])
+def test_compact_takes_images_of_any_size(shape):
+    model = stn.classifier("compact", input_shape=shape, num_classes=2)
+    found = model.predict(np.zeros((2, *shape), "uint8"), verbose=0)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=0, atol=1e-5)
+
+
+def test_saved_classifier_gives_the_same(tmp_path):
+    model = stn.classifier("compact", num_classes=5)
+    expected = model.predict(IMAGES, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_array_equal(again.predict(IMAGES, verbose=0), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"architecture": "resnet"}, "architecture='resnet'"),
+        ({"num_classes": 1}, "num_classes=1"),
+        ({"transform": "homography"}, "transform='homography'"),
+        ({"transform": None}, "transform=None"),
+        ({"sampler": "cubic"}, "sampler='cubic'"),
+        ({"padding": "wrap"}, "padding='wrap'"),
+        ({"output_size": 0}, "output_size=0"),
+        ({"input_shape": (28, 28)}, r"\(28, 28\)"),
+        ({"input_shape": (None, 28, 1)}, r"None, 28, 1\)"),
+    ],
+)
+def test_wrong_option_is_named(wrong, match):
+    # Not, whatever it is, as images that are too small.
+    with pytest.raises(ValueError, match=rf"(?s)^Expected (?!images large).*Received: .*{match}"):
+        stn.classifier(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"input_shape": (17, 17, 1)}, r"input_shape=\(17, 17, 1\)"),
+        ({"input_shape": (17, 40, 1), "transform": "none"}, r"input_shape=\(17, 40, 1\)"),
+        ({"output_size": 8}, "output_size=8"),
+    ],
+)
+def test_images_too_small_for_the_reference(wrong, match):
+    with pytest.raises(
+        ValueError, match=rf"(?s)^Expected images large .*'reference'.*Received: .*{match}"
+    ):
+        stn.classifier("reference", **wrong)
+
+
+def test_smallest_images_of_the_reference():
+    assert stn.classifier("reference", input_shape=(22, 22, 1)).output_shape == (None, 62)

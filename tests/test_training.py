@@ -1,0 +1,529 @@
+"""Training, its errors, and going on exactly where it stopped."""
+
+import contextlib
+import json
+import math
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import stn
+from stn.tool import data, runs
+from stn.tool.config import UserError
+from stn.tool.progress import Progress
+
+
+class Hooks(Progress):
+    """Calls `before(epoch)`, `step(epoch, step)` and `after(epoch)` while a training goes on."""
+
+    def __init__(self, before=None, step=None, after=None):
+        super().__init__(quiet=True)
+        nothing = lambda *a: None  # noqa: E731
+        self.before, self.step_done, self.after = before or nothing, step or nothing, after
+
+    @contextlib.contextmanager
+    def epoch(self, epoch, epochs, steps):
+        self.before(epoch)
+        with super().epoch(epoch, epochs, steps) as bar:
+            original = bar.update
+
+            def update(done, *numbers):
+                original(done, *numbers)
+                self.step_done(epoch, done)
+
+            bar.update = update
+            yield bar
+
+    def epoch_done(self, record, *, best):
+        if self.after:
+            self.after(record["epoch"])
+
+
+class PowerCut(Exception):
+    pass
+
+
+def cut_at(epoch, step=None):
+    def hook(at, done):
+        if at == epoch and done == (step or done):
+            raise PowerCut
+
+    return Hooks(step=hook)
+
+
+def lasting(history):
+    """The records, without how long it took."""
+    timing = ("seconds", "images_per_second")
+    return [{k: v for k, v in record.items() if k not in timing} for record in history]
+
+
+def checkpoint(run):
+    """Every array there is to a training: weights, optimizer, random state, best weights."""
+    with np.load(run.checkpoint_file) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    state = json.loads(str(found.pop("state")))
+    return state, found
+
+
+def assert_same_training(run, expected):
+    assert lasting(run.history) == lasting(expected.history)
+    (_, ours), (_, theirs) = checkpoint(run), checkpoint(expected)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def weights(run):
+    import keras
+
+    assert stn.SpatialTransformer
+    return keras.saving.load_model(run.model_file).get_weights()
+
+
+# --- a finished run ------------------------------------------------------------------------------
+
+
+def test_run_has_every_file(trained):
+    run = trained.run
+    files = [file for name, file in vars(run).items() if name.endswith("_file")]
+    assert len(files) == 12
+    assert [file.name for file in files if not file.stat().st_size] == []
+    expected = {*files, *(run.frame_file(epoch) for epoch in range(5))}
+    assert {path for path in run.path.rglob("*") if path.is_file()} == expected
+
+
+def test_history(trained):
+    history = trained.run.history
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4]
+    for record in history:
+        assert all(math.isfinite(value) for value in record.values())
+        assert 0 <= record["accuracy"] <= 1
+        assert 0 <= record["val_accuracy"] <= 1
+        assert record["images_per_second"] * record["seconds"] == pytest.approx(64)
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_learning_rate_warms_up_for_an_epoch_and_falls_to_zero(trained):
+    rates = [record["learning_rate"] for record in trained.run.history]
+    decay = [0.5 * (1 + math.cos(math.pi * part / 3)) for part in range(3)]
+    assert rates == pytest.approx([0.0, *(3e-3 * part for part in decay)], rel=1e-5)
+
+
+def test_metrics(trained):
+    metrics, history = trained.run.metrics, trained.run.history
+    losses = [record["val_loss"] for record in history]
+    best = losses.index(min(losses))
+    assert metrics["best_epoch"] == best + 1
+    assert metrics["epochs"] == 4
+    assert metrics["stopped_early"] is False
+    assert metrics["accuracy"] == metrics["test"]["accuracy"]
+    assert metrics["loss"] == metrics["test"]["loss"]
+    assert metrics["test"]["count"] == 20
+    assert metrics["train"]["count"] + metrics["validation"]["count"] == 80
+    assert metrics["validation"]["loss"] == losses[best]
+    assert metrics["validation"]["accuracy"] == history[best]["val_accuracy"]
+    assert metrics["parameters"] == sum(weight.size for weight in weights(trained.run))
+    assert 0 < metrics["train_seconds"] < metrics["total_seconds"]
+    counts = [record["count"] for record in metrics["test"]["per_class"].values()]
+    assert counts == [5] * 4 + [0] * 6
+
+
+def test_dataset_and_environment(trained):
+    import keras
+
+    about = trained.run.dataset
+    assert about["class_names"] == list("0123456789")
+    assert (about["image_shape"], about["input_shape"]) == ([14, 14, 1], [21, 21, 1])
+    assert (about["train"], about["validation"]) == (64, 16)
+    environment = trained.run.environment
+    assert environment["backend"] == keras.backend.backend()
+    assert environment["keras"] == keras.__version__
+    assert trained.run.config.backend == keras.backend.backend()
+    assert trained.run.config == trained.config.replace(backend=keras.backend.backend())
+
+
+def test_summary_is_whole_whatever_the_terminal(trained):
+    text = trained.run.summary_file.read_text(encoding="utf-8")
+    assert "SpatialTransformer" in text
+    assert "Param #" in text
+    assert [line[-1] for line in text.splitlines()[1:4]] == ["┓", "┃", "┩"]
+
+
+def test_film_has_a_frame_for_every_epoch(trained):
+    with Image.open(trained.run.film_file) as film:
+        assert film.n_frames == 5
+    sizes = set()
+    for frame in trained.run.frames():
+        with Image.open(frame) as picture:
+            sizes.add(picture.size)
+    assert len(sizes) == 1
+
+
+def test_report_shows_the_result(trained):
+    page = trained.run.report_file.read_text(encoding="utf-8")
+    assert f"{100 * trained.run.metrics['accuracy']:.1f}%" in page
+
+
+def test_test_images_are_read_once_and_last(trained):
+    assert trained.loads == [(("train",), 0), (("test",), 4)]
+
+
+def test_model_is_the_best_one_and_loads_without_our_training_code(trained):
+    _, arrays = checkpoint(trained.run)
+    for i, weight in enumerate(weights(trained.run)):
+        np.testing.assert_array_equal(weight, arrays[f"best/{i}"])
+
+
+# --- what training is made of --------------------------------------------------------------------
+
+
+def test_epochs_are_drawn_anew_from_the_seed(shapes_config):
+    from stn.tool import training
+    from stn.tool.data.distortions import DISTORTIONS
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 8, 8, 1), "uint8")
+    split = data.Split(images, np.arange(40, dtype="int32"))
+
+    def batches(epoch, distort="none", **values):
+        made = training._Batches(shapes_config.replace(**values), split, DISTORTIONS[distort])
+        made.epoch = epoch
+        return [made[i] for i in range(len(made))]
+
+    plain = batches(1, augment=0.0)
+    assert [len(labels) for _, labels in plain] == [16, 16]  # the last 8 are left out
+    shown = np.concatenate([labels for _, labels in plain])
+    assert len(set(shown.tolist())) == 32
+    for found, labels in plain:
+        np.testing.assert_array_equal(found, images[labels])
+
+    for options in ({"augment": 0.0}, {"augment": 1.0}, {"distort": "R"}):
+        first, again = batches(1, **options), batches(1, **options)
+        others = batches(2, **options), batches(1, seed=8, **options)
+        for one, two in zip(first, again, strict=True):
+            np.testing.assert_array_equal(one[0], two[0])
+            np.testing.assert_array_equal(one[1], two[1])
+        for other in others:
+            assert (first[0][1] != other[0][1]).any()
+    assert (batches(1, augment=1.0)[0][0] != plain[0][0]).any()
+    # A distortion leaves nothing for the augmentation to do.
+    distorted = [batches(1, "R", augment=augment)[0][0] for augment in (0.0, 1.0)]
+    np.testing.assert_array_equal(*distorted)
+
+
+def test_validation_images_are_stratified_and_not_trained_on(shapes, shapes_config):
+    source = data.load("mnist", data_dir=str(shapes), splits=("train",))
+    numbered = data.Split(np.arange(80), source.train.labels)
+    for seed in (0, 1):
+        kept, held = data.carve(numbered, shapes_config.validation, seed=seed)
+        assert sorted([*kept.images, *held.images]) == list(range(80))
+        assert np.bincount(held.labels).tolist() == [4] * 4
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_loss_is_the_smoothed_cross_entropy(smoothing, shapes_config):
+    import keras
+
+    from stn.tool import training
+
+    model = training.build(
+        shapes_config.replace(label_smoothing=smoothing), (14, 14, 1), 4, steps=4
+    )
+    probabilities = np.array([[0.7, 0.1, 0.1, 0.1], [0.2, 0.3, 0.4, 0.1]], "float32")
+    loss = model.compute_loss(y=keras.ops.array([[0], [2]]), y_pred=keras.ops.array(probabilities))
+    wanted = np.eye(4)[[0, 2]] * (1 - smoothing) + smoothing / 4
+    expected = -(wanted * np.log(probabilities)).sum(-1).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_constant_learning_rate_and_weight_decay(shapes_config):
+    from stn.tool import training
+
+    config = shapes_config.replace(schedule="constant", weight_decay=0.01, learning_rate=2e-3)
+    optimizer = training.build(config, (14, 14, 1), 4, steps=4).optimizer
+    assert float(optimizer.learning_rate) == pytest.approx(2e-3)
+    assert optimizer.weight_decay == 0.01
+
+
+# --- early stopping ------------------------------------------------------------------------------
+
+
+def test_early_stopping_counts_across_an_interruption(shapes_config, tmp_path, monkeypatch):
+    """The best validation loss is that of epoch 2; with a patience of 3, epoch 5 is the last."""
+    from stn.tool import training
+
+    losses = [1.0, 0.5, 0.6, 0.55, 0.7, 0.1, 0.1]
+
+    def score(*args):
+        found = original(*args)
+        if len(args[1]) == 16:  # the validation images
+            found["loss"] = losses[len(runs.Run(tmp_path / "run").history)]
+        return found
+
+    def keep(epoch):
+        shutil.copy(tmp_path / "run" / "model.keras", tmp_path / f"{epoch}.keras")
+
+    original = training.score
+    monkeypatch.setattr(training, "score", score)
+    config = shapes_config.replace(epochs=7, patience=3, deterministic=False)
+    with pytest.raises(PowerCut):
+        stn.train(config, tmp_path / "run", progress=cut_at(4, 1))
+    assert len(runs.Run(tmp_path / "run").history) == 3
+    run = stn.train(config, tmp_path / "run", resume=True, progress=Hooks(after=keep))
+    assert [record["val_loss"] for record in run.history] == losses[:5]
+    assert run.metrics["best_epoch"] == 2
+    assert run.metrics["epochs"] == 5
+    assert run.metrics["stopped_early"] is True
+    # The model of epoch 2, kept through the interruption, is what was tested in the end.
+    run.model_file.rename(tmp_path / "end.keras")
+    (tmp_path / "4.keras").rename(run.model_file)
+    kept = weights(run)
+    (tmp_path / "end.keras").replace(run.model_file)
+    for before, after in zip(kept, weights(run), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_nan_keeps_the_last_checkpoint(shapes_config, tmp_path, monkeypatch):
+    from stn.tool import training
+
+    def build(*args, **options):
+        models.append(original(*args, **options))
+        return models[-1]
+
+    def diverge(epoch):
+        if epoch == 2:
+            models[0].optimizer.learning_rate.assign(1e30)
+
+    models, original = [], training.build
+    monkeypatch.setattr(training, "build", build)
+    config = shapes_config.replace(schedule="constant", deterministic=False)
+    with pytest.raises(training.TrainingError) as caught:
+        stn.train(config, tmp_path / "run", progress=Hooks(before=diverge))
+    message = str(caught.value)
+    assert "NaN or infinite in epoch 2, step " in message
+    assert f"checkpoint of epoch 1 is kept in {tmp_path / 'run'}" in message
+    assert "smaller --learning-rate than 0.003" in message
+    run = runs.Run.open(tmp_path / "run")
+    state, arrays = checkpoint(run)
+    assert len(run.history) == len(state["history"]) == 1
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert all(np.isfinite(weight).all() for weight in weights(run))
+    assert not run.metrics_file.exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 65}, r"batch_size to be at most 64, .* \(after 16 were held out\).*=65"),
+        ({"model": "reference", "distort": "none"}, r"large enough for the 'reference'.*\(14, 14"),
+        ({"data_dir": "/no/such/folder"}, r"Expected a readable folder.*'/no/such/folder'"),
+        ({"data": "minst"}, r"Did you mean 'mnist'"),
+        ({"data": "folder:"}, r"Append the path to folder:"),
+    ],
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_unsuitable_config_writes_nothing(
+    values, message, resume, shapes_config, trained, tmp_path
+):
+    config = shapes_config.replace(**values)
+    out = tmp_path / "deep" / "run"
+    if resume:  # of another config: refused before anything is read
+        shutil.copytree(trained.run.path, out)
+        message = f"other values for: .*{next(iter(values))}="
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        stn.train(config, out, resume=resume)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_resume_with_another_config_names_the_keys(shapes_config, trained):
+    config = shapes_config.replace(seed=8, learning_rate=1.0)
+    with pytest.raises(UserError) as caught:
+        stn.train(config, trained.run.path, resume=True)
+    assert str(caught.value).endswith(
+        "Received other values for: learning_rate=1.0 (the run has 0.003), seed=8 (the run has 7)"
+    )
+
+
+def test_resume_with_another_version_of_the_backend(shapes_config, trained, tmp_path):
+    run = runs.Run(tmp_path / "run")
+    shutil.copytree(trained.run.path, run.path)
+    runs.write_json(run.environment_file, run.environment | {"backend_version": "0.0.1"})
+    with pytest.raises(UserError, match=r"0\.0\.1, with which the run was started"):
+        stn.train(shapes_config, run.path, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\3\4junk", None])
+def test_resume_from_a_damaged_checkpoint(content, shapes_config, trained, tmp_path):
+    run = runs.Run(tmp_path / "run")
+    shutil.copytree(trained.run.path, run.path)
+    if content is None:
+        content = run.checkpoint_file.read_bytes()[:-1000]
+    run.checkpoint_file.write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint\.npz, which cannot be read"):
+        stn.train(shapes_config, run.path, resume=True)
+
+
+def test_resume_of_nothing(shapes_config, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        stn.train(shapes_config, tmp_path / "run", resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_in_use(shapes_config, trained, tmp_path):
+    with pytest.raises(UserError, match=r"holds a run; go on with it .*--resume.*--overwrite"):
+        stn.train(shapes_config, trained.run.path)
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="Expected a folder to write the run to"):
+        stn.train(shapes_config, tmp_path / "file", overwrite=True)
+    (tmp_path / "config.toml").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="holds other files; choose another --out"):
+        stn.train(shapes_config, tmp_path, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "config.toml"}
+
+
+def test_no_place_to_write(shapes_config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        stn.train(shapes_config, tmp_path / "file" / "run")
+    with pytest.raises(OSError):
+        stn.train(shapes_config, "/proc/stn-run")
+
+
+# --- exact resume --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deterministic():
+    from conftest import forgetting_determinism
+
+    with forgetting_determinism():
+        yield
+
+
+def test_resume_is_exact(shapes, shapes_config, trained, tmp_path, deterministic):
+    """Also with other labels of the test images: they have no part in training."""
+    other = tmp_path / "data"
+    shutil.copytree(shapes, other)
+    labels = other / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:8] + bytes(np.arange(20, dtype="uint8") % 10))
+    config = shapes_config.replace(data_dir=str(other))
+    with pytest.raises(PowerCut):
+        stn.train(config, tmp_path / "run", progress=cut_at(3, 2))
+    interrupted = runs.Run.open(tmp_path / "run")
+    assert lasting(interrupted.history) == lasting(trained.run.history[:2])
+    run = stn.train(config, tmp_path / "run", resume=True)
+    assert_same_training(run, trained.run)
+    for ours, theirs in zip(weights(run), weights(trained.run), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert run.metrics["test"]["confusion"] != trained.run.metrics["test"]["confusion"]
+    assert [frame.name for frame in run.frames()] == [f.name for f in trained.run.frames()]
+
+
+def test_resume_of_a_finished_run_only_tests_and_reports(
+    shapes_config, trained, tmp_path, deterministic
+):
+    run = runs.Run(tmp_path / "run")
+    shutil.copytree(trained.run.path, run.path)
+    # As if it had been killed just after the last checkpoint.
+    runs.write_json(run.history_file, run.history[:-1])
+    for file in (run.metrics_file, run.report_file, run.film_file, run.model_file):
+        file.unlink()
+
+    def never(*args):
+        pytest.fail("there was nothing left to train")
+
+    stn.train(shapes_config, run.path, resume=True, progress=Hooks(before=never))
+    assert_same_training(run, trained.run)
+    changing = ("total_seconds",)
+    ours, theirs = (
+        {k: v for k, v in r.metrics.items() if k not in changing} for r in (run, trained.run)
+    )
+    assert ours == theirs
+    assert run.report_file.exists()
+    with Image.open(run.film_file) as film:
+        assert film.n_frames == 5
+
+
+# --- real processes ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stn_process(*arguments):
+    """A running `stn`; killed if the test fails."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "stn.tool.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(happened, process, seconds=200):
+    """Poll without a pause worth the name: some of what is waited for is over in milliseconds."""
+    end = time.monotonic() + seconds
+    while not happened():
+        if process.poll() is not None:
+            pytest.fail(f"ended too early: {process.communicate()[1]}")
+        assert time.monotonic() < end
+        time.sleep(0.0005)
+
+
+def test_killed_process_goes_on_exactly(shapes, trained, tmp_path):
+    """Killed in the first epoch, killed while a checkpoint is written, interrupted, finished."""
+    rng = random.Random(3)
+    run = runs.Run(tmp_path / "run")
+    flags = [
+        f"--{key.replace('_', '-')}={value}"
+        for key, value in trained.config.model_dump(exclude_unset=True).items()
+        if key != "deterministic"
+    ]
+    with stn_process("train", *flags, "--deterministic", "--out", run.path) as process:
+        wait_until(run.checkpoint_file.exists, process)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+    assert runs.Run.open(run.path).history == []
+    checkpoint(run)  # can be read
+
+    with stn_process("train", "--resume", run.path) as process:
+        writing = lambda: list(run.path.glob(".unfinished-checkpoint-*"))  # noqa: E731
+        wait_until(writing, process)
+        time.sleep(rng.uniform(0, 0.01))
+        process.kill()
+    state, _ = checkpoint(run)
+    assert len(state["history"]) <= 2
+
+    with stn_process("train", "--resume", run.path) as process:
+        before = len(state["history"])
+        wait_until(lambda: len(run.history) > before, process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err.splitlines()[-1] == f"stn: Interrupted. Go on with: stn train --resume {run.path}"
+    assert "Traceback" not in err
+    assert len(checkpoint(run)[0]["history"]) >= before + 1
+
+    with stn_process("train", "--resume", run.path) as process:
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert out == f"{run.path}\n"
+    assert_same_training(run, trained.run)
+    for ours, theirs in zip(weights(run), weights(trained.run), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert run.metrics["test"] == trained.run.metrics["test"]
+    assert not [path for path in run.path.iterdir() if path.name.startswith(".")]
