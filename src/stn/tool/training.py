@@ -14,6 +14,7 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,14 @@ def train(
     # Data. The test images are loaded at the end, when everything has been decided.
     with progress.step(f"Reading {config.data}"):
         source = load_split(config, "train")
+        names, shape = source.class_names, source.train.images.shape[1:]
         train_split, validation_split = data.carve(
             source.train, config.validation, seed=config.seed
         )
+        del source  # half of the memory of a large data set
         distortion = distortions.DISTORTIONS[config.distort]
-        size = source.train.images.shape[1:3]
-        input_shape = (*distortion.output_size(size), source.train.images.shape[-1])
-        _check_data(config, source, train_split, validation_split)
+        input_shape = (*distortion.output_size(shape[:2]), shape[-1])
+        _check_data(config, names, train_split, validation_split)
         validation_images = distortions.distort_all(
             validation_split.images, distortion, (config.seed, _VALIDATION)
         )
@@ -94,11 +96,11 @@ def train(
     model = build(
         config,
         input_shape,
-        len(source.class_names),
-        output_size=config.output_size or size,
+        len(names),
+        output_size=config.output_size or shape[:2],
         steps=steps,
     )
-    monitor = _Monitor(run, config, model, validation_images, validation_split.labels, source)
+    monitor = _Monitor(run, config, model, validation_images, validation_split.labels, names)
     if resume:
         run.clear_unfinished()
     else:
@@ -115,8 +117,8 @@ def train(
             run.dataset_file,
             {
                 "name": config.data,
-                "class_names": list(source.class_names),
-                "image_shape": list(source.train.images.shape[1:]),
+                "class_names": list(names),
+                "image_shape": list(shape),
                 "input_shape": list(input_shape),
                 "train": len(train_split),
                 "validation": len(validation_split),
@@ -125,7 +127,7 @@ def train(
         monitor.draw(0)
         _save(run, model, state, best)
     progress.say(_summary(model))
-    progress.say(_plan(config, source, train_split, validation_split, run))
+    progress.say(_plan(config, len(names), train_split, validation_split, run))
 
     # Training.
     batches = _Batches(config, train_split, distortion)
@@ -145,7 +147,7 @@ def train(
         validation = score(
             predict_probabilities(model, validation_images),
             validation_split.labels,
-            source.class_names,
+            names,
         )
         record = {
             "epoch": epoch,
@@ -174,17 +176,11 @@ def train(
     model.set_weights(best)
     _save_model(run, model)
     with progress.step("Testing the best model, drawing the report"):
-        shape = source.train.images.shape[1:]
-        test = load_split(config, "test", channels=shape[-1]).test
-        if test.images.shape[1:] != shape:
-            raise UserError(
-                f"Expected test images of the shape of the training images, {shape}. "
-                f"Received: {test.images.shape[1:]}"
-            )
+        test = _load_test(config, shape, run)
         results = score(
             predict_probabilities(model, distorted_test(config, test)),
             test.labels,
-            source.class_names,
+            names,
         )
         best_record = state["history"][state["best_epoch"] - 1]
         runs.write_json(
@@ -213,7 +209,7 @@ def train(
         )
         pictures.write_film(run.frames(), run.film_file)
         pictures.draw_curves(state["history"], run.curves_file, best_epoch=state["best_epoch"])
-        pictures.draw_confusion(results["confusion"], source.class_names, run.confusion_file)
+        pictures.draw_confusion(results["confusion"], names, run.confusion_file)
         report.write_report(run)
     return run
 
@@ -365,10 +361,10 @@ class _Monitor:
         model: keras.Model,
         images: np.ndarray,
         labels: np.ndarray,
-        source: data.Dataset,
+        names: Sequence[str],
         count: int = 16,
     ):
-        self._run, self._config, self._names = run, config, source.class_names
+        self._run, self._config, self._names = run, config, names
         # One image of each class first, so that the picture shows as many as it can.
         rng = np.random.default_rng((config.seed, _MONITOR))
         order = rng.permutation(len(labels))
@@ -405,6 +401,22 @@ class _Monitor:
         )
         with runs.atomic(self._run.frame_file(epoch)) as temporary:
             picture.save(temporary)
+
+
+def _load_test(config: Config, shape: tuple[int, ...], run: runs.Run) -> data.Split:
+    try:
+        test = load_split(config, "test", channels=shape[-1]).test
+        if test.images.shape[1:] != shape:
+            raise UserError(
+                f"Expected test images of the shape of the training images, {shape}. "
+                f"Received: {test.images.shape[1:]}"
+            )
+    except UserError as error:
+        raise UserError(
+            f"{error}. Training is done and kept; when this is mended, go on with: "
+            f"stn train --resume {run.path}"
+        ) from error
+    return test
 
 
 def _resolve(config: Config) -> Config:
@@ -463,10 +475,10 @@ def _check_resumable(run: runs.Run, config: Config) -> None:
 
 
 def _check_data(
-    config: Config, source: data.Dataset, train_split: data.Split, validation: data.Split
+    config: Config, names: Sequence[str], train_split: data.Split, validation: data.Split
 ) -> None:
-    if len(source.class_names) < 2:
-        raise UserError(f"Expected at least 2 classes. Received: {list(source.class_names)}")
+    if len(names) < 2:
+        raise UserError(f"Expected at least 2 classes. Received: {list(names)}")
     if config.batch_size > len(train_split):
         raise UserError(
             f"Expected batch_size to be at most {len(train_split)}, the number of training images "
@@ -561,10 +573,10 @@ def _summary(model: keras.Model) -> str:
 
 
 def _plan(
-    config: Config, source: data.Dataset, train_split: data.Split, validation: data.Split, run: Any
+    config: Config, classes: int, train_split: data.Split, validation: data.Split, run: Any
 ) -> str:
     return (
         f"{config.data}, distortion {config.distort}: {len(train_split)} training and "
-        f"{len(validation)} validation images, {len(source.class_names)} classes. "
+        f"{len(validation)} validation images, {classes} classes. "
         f"{config.backend}, at most {config.epochs} epochs. Everything goes to {run.path}"
     )
