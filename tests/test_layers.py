@@ -8,7 +8,7 @@ from keras import layers, ops
 import stn
 
 BACKEND = keras.backend.backend()
-# Keras compiles with TorchInductor on PyTorch, which takes minutes; see the test of its own.
+# On PyTorch Keras compiles with TorchInductor, which takes over two minutes for a single step.
 JIT = BACKEND != "torch"
 IMAGES = np.random.default_rng(0).uniform(0, 1, (5, 12, 10, 2)).astype("float32")
 

@@ -38,6 +38,10 @@ class SpatialTransformer(layers.Layer):
         align_corners: Corner convention; see `stn.sample`.
         data_format: `"channels_last"`, `"channels_first"`, or None for the Keras setting.
         return_params: Whether to return the parameters and the sampling grid as well.
+        identity_penalty: Factor of a loss the layer adds in training: the squared distance of the
+            parameters from the identity, summed over the parameters, averaged over the batch. The
+            task does not care which way up everything is straightened to, so without a small
+            penalty (0.01) the output drifts to some common tilt.
         **kwargs: `name`, `dtype` and `trainable`, as in every Keras layer.
 
     Input shape:
@@ -73,12 +77,14 @@ class SpatialTransformer(layers.Layer):
         align_corners: bool = False,
         data_format: str | None = None,
         return_params: bool = False,
+        identity_penalty: float = 0.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         samplers.check_options(sampler, padding, fill_value)
         localization = "cnn" if localization is None else localization
-        if localization not in LOCALIZATIONS and not isinstance(localization, layers.Layer):
+        known = isinstance(localization, str) and localization in LOCALIZATIONS
+        if not known and not isinstance(localization, layers.Layer):
             raise ValueError(
                 f"Expected localization to be one of {tuple(LOCALIZATIONS)}, or a Keras layer or "
                 f"model. Received: localization={localization!r}"
@@ -91,6 +97,12 @@ class SpatialTransformer(layers.Layer):
         self.align_corners = bool(align_corners)
         self.data_format = samplers.check_data_format(data_format)
         self.return_params = bool(return_params)
+        if not identity_penalty >= 0:
+            raise ValueError(
+                "Expected identity_penalty to be at least 0. "
+                f"Received: identity_penalty={identity_penalty!r}"
+            )
+        self.identity_penalty = float(identity_penalty)
         self._localization_name = localization if isinstance(localization, str) else None
         self.localization = None if isinstance(localization, str) else localization
         # The parameters place pixels: they are computed in float32 whatever the policy.
@@ -122,7 +134,10 @@ class SpatialTransformer(layers.Layer):
         """Predict the parameters `(batch, transform.size)` for a batch of images."""
         features = self.localization(images, training=training)
         features = ops.reshape(features, (-1, _product(features.shape[1:])))
-        return self.head(features) + ops.convert_to_tensor(self.transform.identity, "float32")
+        offset = self.head(features)
+        if training and self.identity_penalty:
+            self.add_loss(self.identity_penalty * ops.mean(ops.sum(ops.square(offset), axis=-1)))
+        return offset + ops.convert_to_tensor(self.transform.identity, "float32")
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Straighten a batch of images."""
@@ -156,7 +171,17 @@ class SpatialTransformer(layers.Layer):
         return outputs, (batch, self.transform.size), (batch, *size, 2)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, for saving."""
+        """The constructor's arguments, for saving.
+
+        Raises:
+            ValueError: If the transform is not one of `stn.TRANSFORMS`, which loading could not
+                find again.
+        """
+        if transforms.TRANSFORMS.get(self.transform.name) is not self.transform:
+            raise ValueError(
+                f"Expected a transform out of {tuple(transforms.TRANSFORMS)} to save the layer. "
+                f"Received: transform={self.transform!r}"
+            )
         return {
             **super().get_config(),
             "transform": self.transform.name,
@@ -169,6 +194,7 @@ class SpatialTransformer(layers.Layer):
             "align_corners": self.align_corners,
             "data_format": self.data_format,
             "return_params": self.return_params,
+            "identity_penalty": self.identity_penalty,
         }
 
     @classmethod

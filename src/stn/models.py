@@ -62,28 +62,37 @@ def classifier(
         )
     if num_classes < 2:
         raise ValueError(f"Expected at least 2 classes. Received: num_classes={num_classes}")
-    localization, body = ARCHITECTURES[architecture]
+    if len(input_shape) != 3 or not all(n and n >= 1 for n in input_shape):
+        raise ValueError(
+            "Expected input_shape to be (height, width, channels), at least 1 each. "
+            f"Received: input_shape={input_shape}"
+        )
+    localization, body, identity_penalty = ARCHITECTURES[architecture]
 
     images = keras.Input(input_shape, name="images")
     x = layers.Rescaling(1 / 255, name="rescale")(images)
+    transformer = None
+    if transform != "none":
+        transformer = SpatialTransformer(
+            transform,
+            localization=localization(),
+            output_size=output_size,
+            sampler=sampler,
+            padding=padding,
+            align_corners=align_corners,
+            data_format="channels_last",
+            return_params=True,
+            identity_penalty=identity_penalty,
+            name=TRANSFORMER,
+        )
     try:
-        if transform != "none":
-            x, _, _ = SpatialTransformer(
-                transform,
-                localization=localization(),
-                output_size=output_size,
-                sampler=sampler,
-                padding=padding,
-                align_corners=align_corners,
-                data_format="channels_last",
-                return_params=True,
-                name=TRANSFORMER,
-            )(x)
+        if transformer is not None:
+            x, _, _ = transformer(x)
         x = body()(x)
     except ValueError as error:
         raise ValueError(
-            f"Expected images large enough for the {architecture!r} architecture. "
-            f"Received: input_shape={tuple(input_shape)} ({error})"
+            f"Expected images large enough for the {architecture!r} architecture. Received: "
+            f"input_shape={tuple(input_shape)}, output_size={output_size} ({error})"
         ) from error
     # Probabilities in float32 whatever the precision of the rest.
     outputs = layers.Dense(num_classes, activation="softmax", dtype="float32", name="classes")(x)
@@ -162,7 +171,7 @@ def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
 
 
 ARCHITECTURES = {
-    "compact": (_compact_localization, _compact_body),
-    "reference": (_reference_localization, _reference_body),
+    "compact": (_compact_localization, _compact_body, 0.01),
+    "reference": (_reference_localization, _reference_body, 0.0),
 }
-"""The named architectures: the localization network, and the body of the classifier."""
+"""The named architectures: localization network, body of the classifier, identity penalty."""

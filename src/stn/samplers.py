@@ -53,7 +53,8 @@ def sample(
     Returns:
         `(batch, ..., channels)`, or `(batch, channels, ...)` channels first, of the type of
         `images`. Values are computed in at least float32; integer types are rounded and clipped
-        to their range. A point that is NaN reads NaN (0 for integer types).
+        to their range, and exact up to 2**24. A point that is NaN reads NaN (0 for integer
+        types).
 
     Raises:
         ValueError: On an unknown option or a shape that does not fit.
@@ -116,6 +117,9 @@ def sample_pixels(
         images = ops.moveaxis(images, 1, -1)
     height, width, channels = images.shape[1:]
     values = float_tensor(images)
+    if images.shape[0] == 0:  # JAX cannot gather from nothing
+        x = ops.zeros((*x.shape, channels), images.dtype)
+        return ops.moveaxis(x, -1, 1) if channels_first else x
 
     fill = fill_value if padding == "constant" else 0.0 if padding == "zeros" else None
     axes = [
@@ -153,8 +157,8 @@ def _fold(coordinate: Any, size: int, padding: str, align_corners: bool) -> Any:
         if span == 0:
             return coordinate * 0.0
         offset = ops.abs(coordinate - low)
-        offset = offset - 2 * span * ops.floor(offset / (2 * span))
-        return ops.clip(low + ops.minimum(offset, 2 * span - offset), 0, size - 1)
+        offset = offset - 2 * span * floor(offset / (2 * span))
+        return ops.clip(low + span - ops.abs(span - offset), 0, size - 1)
     # Beyond one pixel outside all is fill; the clip keeps infinities out of the weights.
     return ops.clip(coordinate, -2, size + 1)
 
@@ -163,9 +167,10 @@ def _neighbors(coordinate: Any, size: int, sampler: str) -> list[tuple[Any, Any,
     """The pixels an axis contributes at each coordinate: (safe index, weight, is inside)."""
     if sampler == "nearest":
         one = ops.ones_like(coordinate)
-        candidates = [(ops.round(coordinate), ops.where(ops.isnan(coordinate), np.nan, one))]
+        near = ops.cast(ops.round(coordinate), coordinate.dtype)
+        candidates = [(near, ops.where(ops.isnan(coordinate), np.nan, one))]
     else:
-        low = ops.floor(coordinate)
+        low = floor(coordinate)
         share = coordinate - low
         candidates = [(low, 1.0 - share), (low + 1.0, share)]
     # A NaN compares false, so it becomes index 0 and never reads out of range.
@@ -193,9 +198,18 @@ def _to_type_of(images: Any, values: Any) -> Any:
 def float_tensor(values: Any) -> Any:
     """Convert to a tensor for computing: float64 stays, everything else becomes float32."""
     values = ops.convert_to_tensor(values)
-    if keras.backend.standardize_dtype(values.dtype) == "float64":
-        return values
-    return ops.cast(values, "float32")
+    return values if is_float64(values) else ops.cast(values, "float32")
+
+
+def is_float64(tensor: Any) -> bool:
+    """Whether a tensor is float64."""
+    return keras.backend.standardize_dtype(tensor.dtype) == "float64"
+
+
+def floor(values: Any) -> Any:
+    """`keras.ops.floor`, but float64 stays: Keras rounds it to float32 on JAX and PyTorch."""
+    low = ops.cast(ops.floor(values), values.dtype)
+    return low - ops.cast(low > values, values.dtype) if is_float64(values) else low
 
 
 def image_size(images: Any, data_format: str | None) -> tuple[int, int]:
@@ -242,12 +256,12 @@ def check_options(sampler: str, padding: str, fill_value: float) -> None:
         )
 
 
-def check_batches(images: Any, name: str, other: Any) -> None:
+def check_batches(tensor: Any, name: str, other: Any, *, first: str = "images") -> None:
     """Raise a ValueError if both batch sizes are known and differ."""
-    if None not in (images.shape[0], other.shape[0]) and images.shape[0] != other.shape[0]:
+    if None not in (tensor.shape[0], other.shape[0]) and tensor.shape[0] != other.shape[0]:
         raise ValueError(
-            f"Expected images and {name} of the same batch size. "
-            f"Received: images.shape={tuple(images.shape)}, {name}.shape={tuple(other.shape)}"
+            f"Expected {first} and {name} of the same batch size. Received: "
+            f"{first}.shape={tuple(tensor.shape)}, {name}.shape={tuple(other.shape)}"
         )
 
 

@@ -11,9 +11,19 @@ if TYPE_CHECKING:
 
 
 def train(config: Config, out: str | os.PathLike[str], **options: Any) -> Run:
-    """Train as `stn train` does; see `stn.tool.training.train` for all there is to know.
+    """Train as `stn train` does, on the backend of the configuration.
 
-    The backend of the configuration is chosen first, before Keras is imported.
+    Args:
+        config: What to do.
+        out: The run folder to write.
+        **options: `resume`, `overwrite` and `progress`, as in `stn.tool.training.train`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: If something given cannot be used; nothing has been written then.
+        TrainingError: If the loss is not a number any more; the last checkpoint is kept.
 
     Example:
         >>> import stn
