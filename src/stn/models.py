@@ -140,7 +140,7 @@ def _compact_localization() -> keras.Sequential:
             layers.Dense(64, activation="relu"),
             # Adam moves every weight of the head by the learning rate whatever the gradient. With
             # 64 features of unit size the parameters would jump, and the image leave the frame.
-            layers.Rescaling(0.1),
+            layers.Rescaling(0.3),
         ],
         name="localization",
     )
@@ -171,7 +171,7 @@ def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
 
 
 ARCHITECTURES = {
-    "compact": (_compact_localization, _compact_body, 0.01),
+    "compact": (_compact_localization, _compact_body, 0.02),
     "reference": (_reference_localization, _reference_body, 0.0),
 }
 """The named architectures: localization network, body of the classifier, identity penalty."""
