@@ -104,7 +104,7 @@ class SpatialTransformer(layers.Layer):
             )
         self.identity_penalty = float(identity_penalty)
         self._localization_name = localization if isinstance(localization, str) else None
-        self.localization = None if isinstance(localization, str) else localization
+        self.localization: Any = None if isinstance(localization, str) else localization
         # The parameters place pixels: they are computed in float32 whatever the policy.
         self.head = layers.Dense(
             self.transform.size, kernel_initializer="zeros", dtype="float32", name="head"

@@ -58,19 +58,19 @@ def evaluate(
         config = config.replace(data_dir=None)
     model = load_model(run, config.backend)
     names, channels = run.dataset["class_names"], run.dataset["image_shape"][-1]
-    test = load_split(config, "test", channels=channels)
-    if list(test.class_names) != names:
+    class_names, test = load_split(config, "test", channels=channels)
+    if list(class_names) != names:
         raise UserError(
             f"Expected the classes the run was trained on, {_some(names)}. "
-            f"Received: {config.data} with {_some(test.class_names)}"
+            f"Received: {config.data} with {_some(class_names)}"
         )
-    images = distorted_test(config, test.test)
+    images = distorted_test(config, test)
     if images.shape[1:] != model.input_shape[1:]:
         raise UserError(
             f"Expected images of shape {model.input_shape[1:]}, as in training. "
             f"Received: {images.shape[1:]} ({config.data}, distortion {config.distort})"
         )
-    return score(predict_probabilities(model, images), test.test.labels, names)
+    return score(predict_probabilities(model, images), test.labels, names)
 
 
 def predict(
@@ -192,12 +192,18 @@ def score(
 
 def distorted_test(config: Config, test: data.Split) -> np.ndarray:
     """The test images as the model of a configuration sees them: distorted, fixed by the seed."""
-    distortion = distortions.DISTORTIONS[config.distort or data.default_distortion(config.data)]
-    return distortions.distort_all(test.images, distortion, (config.seed, _TEST))
+    return distortions.distort_all(test.images, distortion_of(config), (config.seed, _TEST))
 
 
-def load_split(config: Config, split: str, *, channels: int | None = None) -> data.Dataset:
-    """The data set of a configuration, with only its `"train"` or `"test"` images.
+def distortion_of(config: Config) -> distortions.Distortion:
+    """The distortion of a configuration; the usual one of its data if it leaves that open."""
+    return distortions.DISTORTIONS[config.distort or data.default_distortion(config.data)]
+
+
+def load_split(
+    config: Config, split: str, *, channels: int | None = None
+) -> tuple[tuple[str, ...], data.Split]:
+    """The class names and the `"train"` or `"test"` images of a configuration; no others are read.
 
     Args:
         config: What was asked.
@@ -207,7 +213,7 @@ def load_split(config: Config, split: str, *, channels: int | None = None) -> da
     color = config.color
     if color == "auto" and channels is not None:
         color = "grey" if channels == 1 else "rgb"
-    return data.load(
+    dataset = data.load(
         config.data,
         data_dir=config.data_dir,
         splits=(split,),
@@ -216,6 +222,7 @@ def load_split(config: Config, split: str, *, channels: int | None = None) -> da
         mirror=config.mirror,
         seed=config.seed,
     )
+    return dataset.class_names, getattr(dataset, split)
 
 
 def _prepare(path: str | os.PathLike[str], about: dict[str, Any]) -> np.ndarray:

@@ -25,7 +25,13 @@ from stn import grids, models
 from stn.tool import data, environment, pictures, report, runs
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
-from stn.tool.evaluation import distorted_test, load_split, predict_probabilities, score
+from stn.tool.evaluation import (
+    distorted_test,
+    distortion_of,
+    load_split,
+    predict_probabilities,
+    score,
+)
 from stn.tool.progress import Progress
 
 # Streams of randomness: the first number after the seed.
@@ -75,13 +81,11 @@ def train(
 
     # Data. The test images are loaded at the end, when everything has been decided.
     with progress.step(f"Reading {config.data}"):
-        source = load_split(config, "train")
-        names, shape = source.class_names, source.train.images.shape[1:]
-        train_split, validation_split = data.carve(
-            source.train, config.validation, seed=config.seed
-        )
-        del source  # half of the memory of a large data set
-        distortion = distortions.DISTORTIONS[config.distort]
+        names, whole = load_split(config, "train")
+        shape = whole.images.shape[1:]
+        train_split, validation_split = data.carve(whole, config.validation, seed=config.seed)
+        del whole  # half of the memory of a large data set
+        distortion = distortion_of(config)
         input_shape = (*distortion.output_size(shape[:2]), shape[-1])
         _check_data(config, names, train_split, validation_split)
         validation_images = distortions.distort_all(
@@ -405,7 +409,7 @@ class _Monitor:
 
 def _load_test(config: Config, shape: tuple[int, ...], run: runs.Run) -> data.Split:
     try:
-        test = load_split(config, "test", channels=shape[-1]).test
+        _, test = load_split(config, "test", channels=shape[-1])
         if test.images.shape[1:] != shape:
             raise UserError(
                 f"Expected test images of the shape of the training images, {shape}. "
@@ -535,11 +539,12 @@ def _save_model(run: runs.Run, model: keras.Model) -> None:
 
 def _save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]) -> None:
     """Write all state of the training to one file, at once."""
-    arrays = {f"best/{i}": weight for i, weight in enumerate(best)}
+    arrays: dict[str, Any] = {f"best/{i}": weight for i, weight in enumerate(best)}
     for i, variable in enumerate([*model.variables, *model.optimizer.variables]):
         arrays[f"variable/{i}"] = keras.ops.convert_to_numpy(variable)
+    arrays["state"] = np.array(json.dumps(state))
     with runs.atomic(run.checkpoint_file) as temporary:
-        np.savez(temporary, state=np.array(json.dumps(state)), **arrays)
+        np.savez(temporary, **arrays)
 
 
 def _restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
