@@ -71,6 +71,17 @@ def test_data_list(command):
     assert sources["glyphs"]["classes"] == 62
 
 
+def test_data_show(command, tmp_path):
+    code, out, err = command("data", "show", "glyphs", "--count", 5, "--out", tmp_path / "a.png")
+    assert (code, out, err) == (0, f"{tmp_path / 'a.png'}\n", "")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 5 * 84
+    code, _, err = command("data", "show", "glyphs", "--split", "dev", "--out", tmp_path / "b.png")
+    assert code == 2
+    assert "Expected" in err
+    assert not (tmp_path / "b.png").exists()
+
+
 # --- train ---------------------------------------------------------------------------------------
 
 

@@ -160,6 +160,7 @@ def test_config_round_trip(localization):
         "align_corners": True,
         "data_format": "channels_first",
         "return_params": True,
+        "identity_penalty": 0.5,
         "name": "straighten",
         "dtype": "mixed_bfloat16",
         "trainable": False,
@@ -309,6 +310,18 @@ def test_mixed_precision(policy):
     train_twice(sequential_model(dtype=policy))
 
 
+def test_identity_penalty_is_the_squared_distance_in_training_only():
+    layer = transformer("translation", "cnn", return_params=True, identity_penalty=0.5)
+    images = np.random.default_rng(0).random((3, 8, 8, 1), dtype="float32")
+    layer(images)
+    assert layer.losses == []
+    shake(layer)
+    _, params, _ = layer(images, training=True)
+    expected = 0.5 * np.mean(np.sum(np.square(numpy(params)), axis=-1))
+    assert expected > 0
+    np.testing.assert_allclose([float(numpy(loss)) for loss in layer.losses], [expected], rtol=1e-5)
+
+
 def test_integer_images_are_cast():
     layer = transformer()
     images = (255 * IMAGES).astype("uint8")
@@ -372,6 +385,11 @@ def test_learns_to_undo_a_shift(transform):
 def test_errors_of_the_constructor(wrong, match):
     with pytest.raises(ValueError, match=rf"(?s)^Expected .*Received: .*{match}"):
         stn.SpatialTransformer(**wrong)
+
+
+def test_negative_penalty():
+    with pytest.raises(ValueError, match=r"Expected .* Received: identity_penalty=-1"):
+        stn.SpatialTransformer(identity_penalty=-1)
 
 
 @pytest.mark.parametrize("shape", [(12, 10), (5, 12, 10), (None, None, 10, 2), (5, 0, 10, 2)])

@@ -461,6 +461,8 @@ def test_resume_of_a_finished_run_only_tests_and_reports(
 @contextlib.contextmanager
 def stn_process(*arguments):
     """A running `stn`; killed if the test fails."""
+    # A shell starts what runs in the background with SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "-m", "stn.tool.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -35,7 +35,9 @@ def describe() -> dict[str, Any]:
         "device": devices()[0] if has_accelerator() else "cpu",
         "revision": _revision(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["stn", *sys.argv[1:]]) if _is_command() else "stn.train(...)",
+        "command": shlex.join(["stn", *sys.argv[1:]])
+        if _is_command()
+        else "stn train --config config.toml",
     }
 
 
