@@ -156,7 +156,7 @@ def _compact_body() -> keras.Sequential:
             layers.Flatten(),
             layers.Dropout(0.2),
             layers.Dense(256, activation="relu"),
-            layers.Dropout(0.2),
+            layers.Dropout(0.3),
         ],
         name="body",
     )
