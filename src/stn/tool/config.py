@@ -71,7 +71,7 @@ class Config(pydantic.BaseModel):
         "zeros", description="What the transformer reads outside the image."
     )
 
-    epochs: int = Field(7, ge=1, description="Most epochs to train.")
+    epochs: int = Field(6, ge=1, description="Most epochs to train.")
     batch_size: int = Field(
         256, ge=1, description="Images a step; a last incomplete batch is left out."
     )
