@@ -134,7 +134,7 @@ def test_train_by_relative_paths_can_go_on_from_elsewhere(command, pictures, tmp
 
     (tmp_path / "here").mkdir()
     shutil.copytree(pictures, tmp_path / "here" / "pictures")
-    monkeypatch.setattr(training, "_Monitor", lambda *args: pytest.fail("far enough"))
+    monkeypatch.setattr(training, "Monitor", lambda *args: pytest.fail("far enough"))
     monkeypatch.chdir(tmp_path / "here")
     seen = []
     monkeypatch.setattr(training, "_check_data", lambda config, *rest: seen.append(config))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stn.tool import pictures, report, runs
+from stn.tool import pictures, plots, report, runs
 from stn.tool.config import Config, UserError
 
 ORANGE = np.array(pictures.OUTLINE)
@@ -82,8 +82,8 @@ def make_run(path, *, epochs=3, names=("a", "b"), finished=True, count=4, config
         metrics["control"] = {"accuracy": accuracy - 0.05, "run": "control"}
         runs.write_json(run.metrics_file, metrics)
         pictures.write_film(run.frames(), run.film_file)
-        pictures.draw_curves(history, run.curves_file, best_epoch=epochs)
-        pictures.draw_confusion(counts, names, run.confusion_file)
+        plots.draw_curves(history, run.curves_file, best_epoch=epochs)
+        plots.draw_confusion(counts, names, run.confusion_file)
     return run
 
 
@@ -327,7 +327,7 @@ def test_film_of_noise_stays_small(tmp_path):
     ids=["none", "one", "nan", "many"],
 )
 def test_curves(history, tmp_path):
-    pictures.draw_curves(history, tmp_path / "curves.png", best_epoch=1 if history else None)
+    plots.draw_curves(history, tmp_path / "curves.png", best_epoch=1 if history else None)
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width >= 900
         assert picture.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
@@ -339,19 +339,19 @@ def test_confusion(k, tmp_path):
     names = [f"${i}_é" for i in range(k)] if k != 62 else string.digits + string.ascii_letters
     counts = confusion(k)
     counts[0] = 0  # a class without test images
-    pictures.draw_confusion(counts, names, tmp_path / "confusion.png")
+    plots.draw_confusion(counts, names, tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as picture:
         assert 400 < picture.width < 4000
     assert not leftovers(tmp_path)
 
 
 def test_confusion_takes_names_its_font_lacks(tmp_path):
-    pictures.draw_confusion(confusion(2), ["犬", "猫"], tmp_path / "confusion.png")
+    plots.draw_confusion(confusion(2), ["犬", "猫"], tmp_path / "confusion.png")
 
 
 def test_confusion_refuses_other_shapes(tmp_path):
     with pytest.raises(ValueError, match=r"shape \(2, 2\)"):
-        pictures.draw_confusion(confusion(3), ["a", "b"], tmp_path / "confusion.png")
+        plots.draw_confusion(confusion(3), ["a", "b"], tmp_path / "confusion.png")
     assert not list(tmp_path.iterdir())
 
 

@@ -42,7 +42,7 @@ def main() -> None:
     # TensorFlow reports its version of events on standard error unless told not to.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        app()
+        app(prog_name="stn")
     except config.UserError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:

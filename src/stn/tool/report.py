@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stn.tool import pictures, runs
+from stn.tool import pictures, plots, runs
 
 PAGE_BYTES = 5_000_000
 FILM_BYTES = 1_600_000  # of the film inside the page, before base64 adds a third
@@ -80,10 +80,10 @@ def _page(run: runs.Run) -> dict[str, Any]:
         "film_note": film_note,
         "shots": _shots(run.frames()),
         # Drawn anew, not read: after an interruption the files may be older than the history.
-        "curves": _embed_plot(pictures.curves_bytes(history, best_epoch)) if history else None,
+        "curves": _embed_plot(plots.curves_bytes(history, best_epoch)) if history else None,
         "classes": _classes(test),
         "pairs": _pairs(confusion, names),
-        "confusion": _embed_plot(pictures.confusion_bytes(confusion, names)) if confusion else None,
+        "confusion": _embed_plot(plots.confusion_bytes(confusion, names)) if confusion else None,
         "config": [
             (key, _plain(value), _description(fields.get(key))) for key, value in config.items()
         ],
@@ -130,7 +130,7 @@ def _sentence(config: dict[str, Any], metrics: dict[str, Any], names: list[str])
     layer = f"with {article} {transform}" if transform else "without a"
     model = _plain(config.get("model", "?"))
     count = (metrics.get("train") or {}).get("count")
-    images = f"{count:,} images" if pictures.is_number(count) else "images"
+    images = f"{count:,} images" if plots.is_number(count) else "images"
     text = f"The {model} model {layer} spatial transformer learned from {images}"
     text += f" of the {_plain(config.get('data', '?'))} data"
     text += f" to tell {len(names)} classes apart" if names else ""
@@ -145,7 +145,7 @@ def _notice(config: dict[str, Any], history: list[dict[str, Any]], metrics: dict
     if metrics:
         return ""
     planned = config.get("epochs")
-    of = f" of {planned}" if pictures.is_number(planned) else ""
+    of = f" of {planned}" if plots.is_number(planned) else ""
     done = f"{len(history)}{of} epochs are" if history else "No epoch is"
     return f"Training has not finished. {done} done; there are no results on test images yet."
 
@@ -155,7 +155,7 @@ def _best_epoch(history: list[dict[str, Any]]) -> int | None:
     rated = [
         (record["val_loss"], record.get("epoch", index + 1))
         for index, record in enumerate(history)
-        if pictures.is_number(record.get("val_loss"))
+        if plots.is_number(record.get("val_loss"))
     ]
     return min(rated)[1] if rated else None
 
@@ -178,35 +178,35 @@ def _headline(
     if metrics:
         accuracy, count = test.get("accuracy"), test.get("count")
         note = ""
-        if pictures.is_number(accuracy) and pictures.is_number(count):
+        if plots.is_number(accuracy) and plots.is_number(count):
             note = f"{round(accuracy * count):,} of {count:,} images right"
         add("Test accuracy", _percent(accuracy), note)
         control = metrics.get("control") or {}
-        if pictures.is_number(control.get("accuracy")):
+        if plots.is_number(control.get("accuracy")):
             note = f"run {control.get('run', '?')}"
-            if pictures.is_number(accuracy):
+            if plots.is_number(accuracy):
                 gain = 100 * (accuracy - control["accuracy"])
                 note = f"{gain:+.1f} points with it · {note}"
             add("Without the transformer", _percent(control["accuracy"]), note)
-    if pictures.is_number(validated):
+    if plots.is_number(validated):
         note = f"after epoch {best_epoch}, the best" if best_epoch else ""
         add("Validation accuracy", _percent(validated), note)
     done, planned = metrics.get("epochs", len(history)), config.get("epochs")
     note = "stopped early" if metrics.get("stopped_early") else ""
     if best_epoch:
         note = f"{note}; best: {best_epoch}" if note else f"best: {best_epoch}"
-    short = pictures.is_number(planned) and planned != done
+    short = plots.is_number(planned) and planned != done
     add("Epochs", f"{done} of {planned}" if short else f"{done}", note)
-    if pictures.is_number(metrics.get("parameters")):
+    if plots.is_number(metrics.get("parameters")):
         add("Parameters", f"{metrics['parameters']:,}")
-    spent = [r["seconds"] for r in history if pictures.is_number(r.get("seconds"))]
+    spent = [r["seconds"] for r in history if plots.is_number(r.get("seconds"))]
     seconds = metrics.get("train_seconds", sum(spent) if spent else None)
-    if pictures.is_number(seconds):
+    if plots.is_number(seconds):
         total = metrics.get("total_seconds")
-        note = f"{_duration(total)} in all" if pictures.is_number(total) else ""
+        note = f"{_duration(total)} in all" if plots.is_number(total) else ""
         add("Training time", _duration(seconds), note)
     speeds = [
-        r["images_per_second"] for r in history if pictures.is_number(r.get("images_per_second"))
+        r["images_per_second"] for r in history if plots.is_number(r.get("images_per_second"))
     ]
     if speeds:
         add("Speed", f"{statistics.median(speeds):,.0f} images/s", "median of the epochs")
@@ -218,7 +218,7 @@ def _classes(test: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, record in (test.get("per_class") or {}).items():
         accuracy = record.get("accuracy")
-        known = pictures.is_number(accuracy)
+        known = plots.is_number(accuracy)
         rows.append(
             {
                 "name": name,
@@ -312,7 +312,7 @@ def _embed(data: bytes, kind: str) -> dict[str, Any]:
 
 
 def _percent(value: Any) -> str:
-    return f"{100 * value:.1f}%" if pictures.is_number(value) else "—"
+    return f"{100 * value:.1f}%" if plots.is_number(value) else "—"
 
 
 def _duration(seconds: float) -> str:

@@ -21,8 +21,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from stn import grids, models
-from stn.tool import data, environment, pictures, report, runs
+from stn import models
+from stn.tool import data, environment, pictures, plots, report, runs
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
 from stn.tool.evaluation import (
@@ -32,10 +32,11 @@ from stn.tool.evaluation import (
     predict_probabilities,
     score,
 )
+from stn.tool.monitor import Monitor
 from stn.tool.progress import Progress
 
-# Streams of randomness: the first number after the seed.
-_TRAINING, _VALIDATION, _MONITOR = 0, 1, 3
+# Streams of randomness: the number after the seed. Test images and monitor have 2 and 3.
+_TRAINING, _VALIDATION = 0, 1
 
 
 class TrainingError(RuntimeError):
@@ -95,7 +96,7 @@ def train(
     # Model.
     keras.utils.set_random_seed(config.seed)
     if config.deterministic:
-        _make_deterministic()
+        environment.make_deterministic()
     steps = len(train_split) // config.batch_size
     model = build(
         config,
@@ -104,7 +105,7 @@ def train(
         output_size=config.output_size or shape[:2],
         steps=steps,
     )
-    monitor = _Monitor(run, config, model, validation_images, validation_split.labels, names)
+    monitor = Monitor(run, config, model, validation_images, validation_split.labels, names)
     if resume:
         run.clear_unfinished()
     else:
@@ -212,8 +213,8 @@ def train(
             },
         )
         pictures.write_film(run.frames(), run.film_file)
-        pictures.draw_curves(state["history"], run.curves_file, best_epoch=state["best_epoch"])
-        pictures.draw_confusion(results["confusion"], names, run.confusion_file)
+        plots.draw_curves(state["history"], run.curves_file, best_epoch=state["best_epoch"])
+        plots.draw_confusion(results["confusion"], names, run.confusion_file)
         report.write_report(run)
     return run
 
@@ -355,63 +356,6 @@ def _diverged(epoch: int, step: int, config: Config, run: runs.Run) -> str:
     )
 
 
-class _Monitor:
-    """Draws fixed validation images, what the layer made of them, and where it looked."""
-
-    def __init__(
-        self,
-        run: runs.Run,
-        config: Config,
-        model: keras.Model,
-        images: np.ndarray,
-        labels: np.ndarray,
-        names: Sequence[str],
-        count: int = 16,
-    ):
-        self._run, self._config, self._names = run, config, names
-        # One image of each class first, so that the picture shows as many as it can.
-        rng = np.random.default_rng((config.seed, _MONITOR))
-        order = rng.permutation(len(labels))
-        _, first = np.unique(labels[order], return_index=True)
-        first = rng.permutation(first)
-        rest = np.setdiff1d(np.arange(len(order)), first)
-        chosen = order[np.concatenate([first, rest])[:count]]
-        self._images, self._labels = images[chosen], labels[chosen]
-        outputs = {"probabilities": model.output}
-        if config.transform != "none":
-            straight, _, grid = model.get_layer(models.TRANSFORMER).output
-            outputs |= {"straight": straight, "grid": grid}
-        self._probe = keras.Model(model.input, outputs)
-        self._probe.compile(jit_compile=model.jit_compile)
-
-    def draw(self, epoch: int) -> None:
-        """Write the picture after an epoch; epoch 0 is before training."""
-        found = self._probe.predict_on_batch(self._images)
-        straight, outlines = found.get("straight"), None
-        if straight is not None:
-            outlines = grids.outline(found["grid"], self._images.shape[1:3])
-        captions = []
-        for label, guess in zip(self._labels, found["probabilities"].argmax(-1), strict=True):
-            mark = "✓" if guess == label else "✗"
-            captions.append(f"{mark} {self._names[label]} → {self._names[guess]}")
-        picture = pictures.draw_frame(
-            self._images,
-            straight,
-            outlines,
-            title=f"Epoch {epoch} of {self._config.epochs}" if epoch else "Before training",
-            subtitle=_subtitle(self._config),
-            captions=captions,
-        )
-        with runs.atomic(self._run.frame_file(epoch)) as temporary:
-            picture.save(temporary)
-
-
-def _subtitle(config: Config) -> str:
-    distortion = "undistorted" if config.distort == "none" else f"{config.distort} distortion"
-    transformer = "no" if config.transform == "none" else config.transform
-    return f"{config.data}, {distortion}, {transformer} transformer"
-
-
 def _load_test(config: Config, shape: tuple[int, ...], run: runs.Run) -> data.Split:
     try:
         _, test = load_split(config, "test", channels=shape[-1])
@@ -515,18 +459,6 @@ def _create(run: runs.Run, config: Config, overwrite: bool) -> None:
                 file.replace(run.path / file.name)
         else:
             new.path.replace(run.path)
-
-
-def _make_deterministic() -> None:
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow
-
-        tensorflow.config.experimental.enable_op_determinism()
-    elif backend == "torch":
-        import torch
-
-        torch.use_deterministic_algorithms(True)
 
 
 def _out_of_patience(config: Config, state: dict[str, Any]) -> bool:

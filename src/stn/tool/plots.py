@@ -1,0 +1,251 @@
+"""Plots of numbers: curves of the training, and the confusion of classes."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from stn.tool import runs
+
+BLUE = "#1f5fae"
+
+
+def draw_curves(history: list[dict[str, Any]], path: Any, *, best_epoch: int | None) -> None:
+    """Plot loss and accuracy of training and validation over the epochs, as PNG.
+
+    Args:
+        history: Records with `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy`; what is
+            missing or not finite is left out. A single epoch shows as points.
+        path: Where the PNG goes; written completely or not at all.
+        best_epoch: The epoch whose weights were kept; it is marked.
+
+    Example:
+        >>> draw_curves(run.history, run.curves_file, best_epoch=9)  # doctest: +SKIP
+    """
+    picture = curves_bytes(history, best_epoch)
+    with runs.atomic(path) as temporary:
+        temporary.write_bytes(picture)
+
+
+def curves_bytes(history: list[dict[str, Any]], best_epoch: int | None) -> bytes:
+    """The PNG of `draw_curves`."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    figure = Figure(figsize=(9, 3.7), dpi=200, facecolor="white")
+    last = max((record.get("epoch", 1) for record in history), default=1)
+    panels = figure.subplots(1, 2)
+    for panel, key, name in zip(panels, ("loss", "accuracy"), ("Loss", "Accuracy"), strict=True):
+        panel.set_title(name, loc="left", fontsize=12, fontweight="bold", color="#1c2026", pad=10)
+        for column, label, color, width in (
+            (key, "training", "#8893a3", 1.8),
+            (f"val_{key}", "validation", BLUE, 2.2),
+        ):
+            found = [(r.get("epoch", i + 1), r.get(column)) for i, r in enumerate(history)]
+            found = [(epoch, value) for epoch, value in found if is_number(value)]
+            if not found:
+                continue
+            epochs, values = zip(*found, strict=True)
+            marker = "o" if len(found) <= 30 else None
+            size = 7 if len(found) == 1 else 3.5
+            panel.plot(
+                epochs,
+                values,
+                color=color,
+                lw=width,
+                marker=marker,
+                ms=size,
+                label=label,
+                solid_capstyle="round",
+                zorder=3,
+                clip_on=False,
+            )
+            if column.startswith("val_") and best_epoch in epochs:
+                best = values[epochs.index(best_epoch)]
+                panel.plot(
+                    [best_epoch],
+                    [best],
+                    "o",
+                    ms=9,
+                    mfc=BLUE,
+                    mec="#d9480f",
+                    mew=2.2,
+                    zorder=4,
+                    clip_on=False,
+                )
+        if best_epoch is not None and history:
+            panel.axvline(best_epoch, color="#d9480f", lw=1, ls=(0, (3, 3)), zorder=1)
+            late = best_epoch > (1 + last) / 2
+            panel.annotate(
+                f"best: epoch {best_epoch}",
+                (best_epoch, 1),
+                (-5 if late else 5, -3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                va="top",
+                ha="right" if late else "left",
+                fontsize=9,
+                color="#b93c0a",
+                zorder=5,
+                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+            )
+        panel.set_xlabel("epoch", fontsize=10, color="#5c6470")
+        panel.set_xlim(*((0.5, 1.5) if last <= 1 else (1 - 0.03 * last, last + 0.03 * last)))
+        panel.margins(y=0.12)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        panel.grid(axis="y", color="#e6e9ed", lw=0.8)
+        panel.set_axisbelow(True)
+        panel.tick_params(length=0, labelsize=10, labelcolor="#3c434d")
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.spines["bottom"].set_color("#bec4cc")
+        if not history:
+            panel.text(
+                0.5,
+                0.5,
+                "no finished epoch",
+                transform=panel.transAxes,
+                ha="center",
+                color="#5c6470",
+            )
+    panels[1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0, 1, 0.98), w_pad=3)
+    if handles:
+        figure.legend(
+            handles,
+            names,
+            loc="upper right",
+            ncols=2,
+            frameon=False,
+            fontsize=10,
+            bbox_to_anchor=(0.995, 1.0),
+            handlelength=1.6,
+            columnspacing=1.4,
+        )
+    return _png(figure)
+
+
+def draw_confusion(confusion: Any, class_names: Sequence[str], path: Any) -> None:
+    """Plot which classes are taken for which, as PNG: every row adds up to 100%.
+
+    Args:
+        confusion: Counts `(k, k)`: rows are the true classes, columns the predicted ones.
+        class_names: The names of the `k` classes.
+        path: Where the PNG goes; written completely or not at all.
+
+    Raises:
+        ValueError: If the shape does not fit the names.
+
+    Example:
+        >>> draw_confusion([[9, 1], [0, 5]], ["cat", "dog"], "confusion.png")  # doctest: +SKIP
+    """
+    picture = confusion_bytes(confusion, class_names)
+    with runs.atomic(path) as temporary:
+        temporary.write_bytes(picture)
+
+
+def confusion_bytes(confusion: Any, class_names: Sequence[str]) -> bytes:
+    """The PNG of `draw_confusion`."""
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from matplotlib.figure import Figure
+
+    counts = np.asarray(confusion, np.float64)
+    k = len(class_names)
+    if k == 0 or counts.shape != (k, k):
+        raise ValueError(
+            f"Expected a confusion matrix of shape ({k}, {k}), as there are {k} class names. "
+            f"Received: shape {counts.shape}"
+        )
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+
+    side = min(max(3.0, 2.2 + 0.34 * k if k <= 10 else 3.9 + 0.17 * (k - 10)), 17.0)
+    cell = side * 72 / k
+    font = min(11.0, max(3.0, cell * 0.74))
+    names = [name if len(name) <= 18 else name[:17] + "…" for name in map(str, class_names)]
+    longest = max(map(len, names)) * 0.62 * font
+    upright = longest > cell * 0.95
+    room = longest / 72 + 0.65  # inches for the names and the title of an axis
+    wide, tall = side + room + 1.15, side + (room if upright else 0.65) + 0.15
+    figure = Figure(figsize=(wide, tall), dpi=200 if side < 8 else 150, facecolor="white")
+    panel = figure.add_axes((room / wide, 1 - (side + 0.15) / tall, side / wide, side / tall))
+    colors = LinearSegmentedColormap.from_list(
+        "stn", ["#ffffff", "#d5e4f5", "#8db8e2", "#3f80c4", "#123f7a"]
+    ).with_extremes(bad="#e9ebee")
+    # A square-root scale: errors are rare, and on a linear one they would all look white.
+    norm = PowerNorm(0.5, 0.0, 1.0)
+    image = panel.imshow(
+        np.ma.masked_invalid(shares),
+        cmap=colors,
+        norm=norm,
+        interpolation="nearest",
+        aspect="equal",
+    )
+    every = max(1, math.ceil(k / 120))
+    ticks = range(0, k, every)
+    shown = names[::every]
+    panel.set_xticks(ticks, shown, fontsize=font, rotation=90 if upright else 0, parse_math=False)
+    panel.set_yticks(ticks, shown, fontsize=font, parse_math=False)
+    panel.tick_params(length=0, pad=3, colors="#1c2026")
+    panel.set_xlabel("predicted", fontsize=11, color="#5c6470", labelpad=6)
+    panel.set_ylabel("true", fontsize=11, color="#5c6470", labelpad=6)
+    panel.spines[:].set_color("#bec4cc")
+    lines = np.arange(k + 1) - 0.5
+    panel.set_xticks(lines, minor=True)
+    panel.set_yticks(lines, minor=True)
+    panel.grid(which="minor", color="#e3e7ec" if k > 20 else "#d5dae1", lw=0.4 if k > 20 else 0.7)
+    panel.tick_params(which="minor", length=0)
+    if k <= 20:
+        for row, column in np.argwhere(counts > 0):
+            share = shares[row, column]
+            text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
+            if k <= 4:
+                text = f"{100 * share:.1f}%\n{counts[row, column]:,.0f}"
+            panel.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                linespacing=1.4,
+                fontsize=min(11.0, cell * 0.42 if k > 4 else 11.0),
+                color="white" if share > 0.35 else "#1c2026",
+            )
+    bar_axes = figure.add_axes(
+        (
+            (room + side + 0.22) / wide,
+            1 - (0.15 + min(side, 4.0)) / tall,
+            0.13 / wide,
+            min(side, 4.0) / tall,
+        )
+    )
+    bar = figure.colorbar(image, cax=bar_axes, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "1%", "5%", "20%", "50%", "100%"], fontsize=9)
+    bar.ax.tick_params(length=0, colors="#3c434d")
+    bar.minorticks_off()
+    bar.outline.set_edgecolor("#bec4cc")  # pyright: ignore[reportCallIssue]
+    return _png(figure, bbox_inches="tight", pad_inches=0.15)
+
+
+def _png(figure: Any, **options: Any) -> bytes:
+    import warnings
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        # A class name in a script that DejaVu lacks is drawn as boxes; that is no one's mistake.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(buffer, format="png", metadata={"Software": None}, **options)
+    return buffer.getvalue()
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
