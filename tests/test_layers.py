@@ -8,7 +8,8 @@ from keras import layers, ops
 import stn
 
 BACKEND = keras.backend.backend()
-# On PyTorch Keras compiles with TorchInductor, which takes over two minutes for a single step.
+# On PyTorch Keras compiles with TorchInductor, which takes over a minute for a single step: one
+# slow test does that.
 JIT = BACKEND != "torch"
 IMAGES = np.random.default_rng(0).uniform(0, 1, (5, 12, 10, 2)).astype("float32")
 
@@ -277,6 +278,14 @@ def test_compiled_training_reaches_every_weight(kind):
 @pytest.mark.parametrize("padding", ["border", "reflection", "constant"])
 def test_compiled_training_in_every_padding(padding):
     train_twice(sequential_model(padding=padding))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="the other backends are compiled above")
+# PyTorch warns of deprecated parts of itself while it compiles, and that it looks through caches.
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_training_on_pytorch():
+    train_twice(sequential_model(), jit_compile=True)
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="the gradient tests run JAX uncompiled already")
