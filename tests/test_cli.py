@@ -452,22 +452,27 @@ def test_unknown_verb_or_option(arguments, command):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "message", "exit_code"),
     [
-        (OSError(28, "No space left on device", "/runs/a"), "The disk is full: /runs/a."),
-        (PermissionError(13, "Permission denied", "/runs/a"), "No permission to write: /runs/a."),
-        (OSError(30, "Read-only file system", "/runs/a"), "No permission to write: /runs/a."),
-        (OSError(5, "Input/output error"), "Input/output error"),
-        (KeyboardInterrupt(), "Interrupted"),
+        (OSError(28, "No space left on device", "/runs/a"), "The disk is full: /runs/a.", 1),
+        (
+            PermissionError(13, "Permission denied", "/runs/a"),
+            "No permission to write: /runs/a.",
+            2,
+        ),
+        (OSError(30, "Read-only file system", "/runs/a"), "No permission to write: /runs/a.", 2),
+        (NotADirectoryError(20, "Not a directory", "/runs/a"), "Not a directory: /runs/a", 2),
+        (OSError(5, "Input/output error"), "Input/output error", 1),
+        (KeyboardInterrupt(), "Interrupted", 130),
     ],
 )
-def test_trouble_with_the_machine(error, message, command, monkeypatch):
+def test_trouble_with_the_machine(error, message, exit_code, command, monkeypatch):
     def fail(*args, **options):
         raise error
 
     monkeypatch.setattr(stn, "train", fail)
     code, out, err = command("train", "--out", "runs/a")
-    assert code == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert code == exit_code
     assert out == ""
     assert err.splitlines()[-1].startswith(f"stn: {message}")
     assert "Traceback" not in err

@@ -37,6 +37,9 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Backend = Annotated[str | None, typer.Option(help="Keras backend; the run's if unset.")]
 
 
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 def main() -> None:
     """Run the command line; the entry point of the `stn` script."""
     # TensorFlow reports its version of events on standard error unless told not to.
@@ -48,7 +51,9 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("Interrupted", 130)
     except OSError as error:
-        _fail(_explain_os_error(error), 1)
+        # A place that cannot be written to is the user's mistake; a disk that fills up is not.
+        wrong_place = error.errno in (*_FORBIDDEN, errno.ENOENT, errno.ENOTDIR)
+        _fail(_explain_os_error(error), 2 if wrong_place else 1)
     except RuntimeError as error:
         if type(error).__name__ != "TrainingError":  # its module would import Keras
             raise
@@ -68,7 +73,7 @@ def _explain_os_error(error: OSError) -> str:
     where = f": {error.filename}" if error.filename else ""
     if error.errno == errno.ENOSPC:
         return f"The disk is full{where}. Nothing was left half-written; make room and --resume"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in _FORBIDDEN:
         return f"No permission to write{where}. Choose another place with --out"
     return f"{error.strerror or error}{where}"
 
