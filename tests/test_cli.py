@@ -481,7 +481,7 @@ def test_trouble_with_the_machine(error, message, exit_code, command, monkeypatc
 def test_no_place_to_write(command, shapes):
     options = ["--data", "mnist", "--data-dir", shapes, "--batch-size", 8, "--epochs", 1]
     code, out, err = command("train", *options, "--out", "/proc/stn-run")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "/proc" in err
     assert "Traceback" not in err
     assert not os.path.lexists("/proc/stn-run")
