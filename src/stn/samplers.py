@@ -69,10 +69,7 @@ def sample(
     images, points = ops.convert_to_tensor(images), float_tensor(points)
     check_options(sampler, padding, fill_value)
     height, width = image_size(images, data_format)
-    if len(points.shape) < 2 or points.shape[-1] != 2:
-        raise ValueError(
-            f"Expected points of shape (batch, ..., 2). Received: points.shape={points.shape}"
-        )
+    check_points(points)
     check_batches(images, "points", points)
     return sample_pixels(
         images,
@@ -253,6 +250,14 @@ def check_options(sampler: str, padding: str, fill_value: float) -> None:
         raise ValueError(
             "Expected fill_value only together with padding='constant'. "
             f"Received: fill_value={fill_value!r}, padding={padding!r}"
+        )
+
+
+def check_points(points: Any) -> None:
+    """Raise a ValueError unless a tensor has the shape of a batch of points."""
+    if len(points.shape) < 2 or points.shape[-1] != 2:
+        raise ValueError(
+            f"Expected points of shape (batch, ..., 2). Received: points.shape={points.shape}"
         )
 
 

@@ -70,10 +70,7 @@ class Transform:
             [[0.5, 0.0]]
         """
         params, points = self.check(params), samplers.float_tensor(points)
-        if len(points.shape) < 2 or points.shape[-1] != 2:
-            raise ValueError(
-                f"Expected points of shape (batch, ..., 2). Received: points.shape={points.shape}"
-            )
+        samplers.check_points(points)
         if points.shape[0] != 1 and params.shape[0] != 1:
             samplers.check_batches(points, "params", params, first="points")
         if samplers.is_float64(params) or samplers.is_float64(points):

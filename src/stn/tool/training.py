@@ -106,6 +106,7 @@ def train(
         steps=steps,
     )
     monitor = Monitor(run, config, model, validation_images, validation_split.labels, names)
+    summary = _summary(model)
     if resume:
         run.clear_unfinished()
     else:
@@ -117,7 +118,7 @@ def train(
     else:
         state = {"history": [], "best_epoch": 0, "best_loss": math.inf, "seconds": 0.0}
         best = model.get_weights()
-        runs.write_text(run.summary_file, _summary(model))
+        runs.write_text(run.summary_file, summary)
         runs.write_json(
             run.dataset_file,
             {
@@ -131,7 +132,7 @@ def train(
         )
         monitor.draw(0)
         _save(run, model, state, best)
-    progress.say(_summary(model))
+    progress.say(summary)
     progress.say(_plan(config, len(names), train_split, validation_split, run))
 
     # Training.
