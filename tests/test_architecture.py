@@ -18,7 +18,16 @@ import stn
 from stn.tool import cli
 
 SOURCE = Path(stn.__file__).parent
-LIBRARY = ("grids", "samplers", "transforms", "layers", "models")
+LIBRARY = (
+    "grids",
+    "filters",
+    "samplers",
+    "families",
+    "deformations",
+    "transforms",
+    "layers",
+    "models",
+)
 HEAVY = {"keras", "tensorflow", "jax", "torch"}
 
 

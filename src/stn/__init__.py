@@ -11,8 +11,17 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "stn.samplers": ("sample",),
-    "stn.transforms": ("TRANSFORMS", "Transform", "get_transform", "warp"),
-    "stn.layers": ("SpatialTransformer",),
+    "stn.families": ("Transform",),
+    "stn.deformations": ("Diffeomorphic", "Flow", "ThinPlateSpline"),
+    "stn.transforms": (
+        "Composition",
+        "TRANSFORMS",
+        "get_transform",
+        "transform_boxes",
+        "transform_points",
+        "warp",
+    ),
+    "stn.layers": ("SpatialTransformer", "probe"),
     "stn.models": ("classifier",),
     "stn.tool.config": ("Config",),
     "stn.tool.runs": ("Run",),
@@ -25,7 +34,9 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted([*_HOME_OF, "__version__"])
 
 if TYPE_CHECKING:
-    from stn.layers import SpatialTransformer
+    from stn.deformations import Diffeomorphic, Flow, ThinPlateSpline
+    from stn.families import Transform
+    from stn.layers import SpatialTransformer, probe
     from stn.models import classifier
     from stn.samplers import sample
     from stn.tool import train
@@ -33,7 +44,14 @@ if TYPE_CHECKING:
     from stn.tool.evaluation import evaluate, predict
     from stn.tool.report import write_report
     from stn.tool.runs import Run
-    from stn.transforms import TRANSFORMS, Transform, get_transform, warp
+    from stn.transforms import (
+        TRANSFORMS,
+        Composition,
+        get_transform,
+        transform_boxes,
+        transform_points,
+        warp,
+    )
 
 
 def __getattr__(name: str) -> Any:

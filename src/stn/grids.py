@@ -1,7 +1,8 @@
 """The only owner of coordinates: how pixels and normalized points relate.
 
 A point is `(x, y)`, normalized to [-1, 1] over the image: x runs right along the width, y runs
-down along the height. What exactly -1 and 1 mean is the corner convention:
+down along the height; in a volume it is `(x, y, z)`, and z runs along the depth. What exactly -1
+and 1 mean is the corner convention:
 
 - `align_corners=False` (default): the outer **edges** of the corner pixels, so that a pixel is an
   area and resizing keeps its meaning;
@@ -69,44 +70,43 @@ def half_extent(size: int, align_corners: bool) -> float:
     return (size - 1) / 2 if align_corners else size / 2
 
 
-def aspect(size: tuple[int, int], align_corners: bool) -> float:
-    """How many times as many pixels a normalized unit spans along x as along y.
+def extents(size: tuple[int, ...], align_corners: bool) -> tuple[float, ...]:
+    """How many pixels a normalized unit spans along each axis, in the order of points: x, y[, z].
 
     Transforms that turn need it to turn in pixel space, so that a non-square image is not sheared.
 
     Args:
-        size: `(height, width)` of the image that is read.
+        size: `(height, width)` or `(depth, height, width)` of the image that is read.
         align_corners: Corner convention, see the module.
 
     Example:
-        >>> aspect((20, 40), align_corners=False)
-        2.0
+        >>> extents((20, 40), align_corners=False)
+        (20.0, 10.0)
     """
-    height, width = (half_extent(n, align_corners) for n in size)
+    halves = [half_extent(n, align_corners) for n in reversed(size)]
     # One-pixel axes under align_corners=True have no extent; nothing can turn there.
-    return width / height if width and height else 1.0
+    return tuple(half or max(halves) or 1.0 for half in halves)
 
 
 @functools.lru_cache(maxsize=64)
-def regular(size: tuple[int, int], align_corners: bool = False) -> np.ndarray:
+def regular(size: tuple[int, ...], align_corners: bool = False) -> np.ndarray:
     """The centers of all pixels of an image, as normalized points.
 
     Args:
-        size: `(height, width)`, each at least 1.
+        size: `(height, width)` or `(depth, height, width)`, each at least 1.
         align_corners: Corner convention, see the module.
 
     Returns:
-        A read-only float64 array `(height, width, 2)` of points `(x, y)`. Along an axis of one
-        pixel the coordinate is 0 in both conventions, as in `torch.nn.functional.affine_grid`.
+        A read-only float64 array `(*size, len(size))` of points `(x, y[, z])`. Along an axis of
+        one pixel the coordinate is 0 in both conventions, as in
+        `torch.nn.functional.affine_grid`.
 
     Example:
         >>> regular((1, 2)).tolist()
         [[[-0.5, 0.0], [0.5, 0.0]]]
     """
-    height, width = size
-    y = to_normalized(np.arange(height), height, align_corners)
-    x = to_normalized(np.arange(width), width, align_corners)
-    points = np.stack(np.meshgrid(x, y), axis=-1)
+    axes = [to_normalized(np.arange(n), n, align_corners) for n in size]
+    points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1], axis=-1)
     points.flags.writeable = False
     return points
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
-from stn import samplers, transforms
+from stn import filters, grids, samplers, transforms
 
 
 @keras.saving.register_keras_serializable(package="stn")
@@ -25,16 +26,19 @@ class SpatialTransformer(layers.Layer):
     read outside the image should look like background.
 
     Args:
-        transform: The family of transformations, or its name; see `stn.TRANSFORMS`.
+        transform: The family of transformations, or its name; see `stn.TRANSFORMS`. On volumes,
+            names are those of the three-dimensional families.
         localization: The network that sees the input: `"cnn"` (the default) or `"mlp"`, or any
             Keras layer or model whose output is `(batch, features)`; outputs with more axes are
             flattened. Do not end it with the parameters: the layer adds that head itself, a
             dense layer that starts at zero, on top of the identity.
-        output_size: `(height, width)` of the output, or one number for both; that of the input
-            by default.
-        sampler: `"bilinear"` or `"nearest"`; see `stn.sample`.
-        padding: `"zeros"`, `"border"`, `"reflection"` or `"constant"`; see `stn.sample`.
-        fill_value: The value outside the image with `padding="constant"`.
+        output_size: `(height, width)` of the output (for volumes `(depth, height, width)`), or
+            one number for all; that of the input by default. With several heads, a list of these
+            gives each its own.
+        sampler: See `stn.sample`.
+        padding: See `stn.sample`.
+        fill_value: The value outside the image, or one per channel, with `padding="constant"` or
+            `"inward"`.
         align_corners: Corner convention; see `stn.sample`.
         data_format: `"channels_last"`, `"channels_first"`, or None for the Keras setting.
         return_params: Whether to return the parameters and the sampling grid as well.
@@ -42,17 +46,30 @@ class SpatialTransformer(layers.Layer):
             parameters from the identity, summed over the parameters, averaged over the batch. The
             task does not care which way up everything is straightened to, so without a small
             penalty (0.01) the output drifts to some common tilt.
+        bounds: Limits in physical units that the parameters approach smoothly and never pass: a
+            dictionary with some of the family's `limits`, for example `{"scale": (0.5, 2),
+            "angle": 0.8, "shift": 0.25}`: a factor, radians, a fraction of the image. See
+            `Transform.bound`.
+        heads: How many transformations of one input the localization network predicts, so that
+            each can look at its own part.
+        iterations: How often the localization network looks: from the second time on it sees what
+            it has straightened so far, and its parameters are composed with the earlier ones; the
+            input itself is sampled once, at the end (inverse compositional spatial transformers,
+            Lin and Lucey 2017). For families that compose in closed form.
+        localization_size: Height and width, or one number for both, of the shrunk copy that the
+            localization network sees; sampling is from the full input. Without it the network
+            sees the input itself, and the named ones shrink that themselves.
         **kwargs: `name`, `dtype` and `trainable`, as in every Keras layer.
 
     Input shape:
-        `(batch, height, width, channels)`, or `(batch, channels, height, width)` channels first.
-        Height and width must be known; the batch may be None.
+        `(batch, height, width, channels)`, or `(batch, depth, height, width, channels)` for
+        volumes; channels first, the channels follow the batch. All but the batch must be known.
 
     Output shape:
         `(batch, *output_size, channels)`, or channels first, in the compute type of the layer.
         With `return_params=True` a tuple of that, the parameters `(batch, transform.size)` and
         the grid `(batch, *output_size, 2)` of normalized points `(x, y)` in the input, both
-        float32.
+        float32. With several heads, a list with one of these for each head.
 
     Raises:
         ValueError: On an unknown option, or an input that does not fit.
@@ -70,14 +87,18 @@ class SpatialTransformer(layers.Layer):
         transform: str | transforms.Transform = "affine",
         *,
         localization: str | layers.Layer | None = None,
-        output_size: int | Iterable[int] | None = None,
+        output_size: Any = None,
         sampler: str = "bilinear",
         padding: str = "zeros",
-        fill_value: float = 0.0,
+        fill_value: float | Iterable[float] = 0.0,
         align_corners: bool = False,
         data_format: str | None = None,
         return_params: bool = False,
         identity_penalty: float = 0.0,
+        bounds: Mapping[str, Any] | None = None,
+        heads: int = 1,
+        iterations: int = 1,
+        localization_size: int | Iterable[int] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -89,102 +110,181 @@ class SpatialTransformer(layers.Layer):
                 f"Expected localization to be one of {tuple(LOCALIZATIONS)}, or a Keras layer or "
                 f"model. Received: localization={localization!r}"
             )
-        self.transform = transforms.get_transform(transform)
-        self.output_size = transforms.check_output_size(output_size)
-        self.sampler = sampler
-        self.padding = padding
-        self.fill_value = float(fill_value)
-        self.align_corners = bool(align_corners)
-        self.data_format = samplers.check_data_format(data_format)
-        self.return_params = bool(return_params)
+        for name, count in (("heads", heads), ("iterations", iterations)):
+            if not (isinstance(count, int) and count >= 1):
+                raise ValueError(f"Expected {name} to be at least 1. Received: {name}={count!r}")
         if not identity_penalty >= 0:
             raise ValueError(
                 "Expected identity_penalty to be at least 0. "
                 f"Received: identity_penalty={identity_penalty!r}"
             )
+        # By name, the family is that of images until the layer is built on volumes.
+        self._transform_name = transform if isinstance(transform, str) else None
+        dimensions = transform.dimensions if isinstance(transform, transforms.Transform) else 2
+        self.transform = transforms.get_transform(transform, dimensions=dimensions)
+        if iterations > 1 and not self.transform.composable:
+            raise ValueError(
+                "Expected a transform that composes in closed form, with iterations above 1. "
+                f"Received: transform={self.transform!r}, iterations={iterations}"
+            )
+        self.bounds = self.transform.check_bounds(bounds)
+        self.sampler = sampler
+        self.padding = padding
+        self.fill_value = np.asarray(fill_value, "float64").tolist()
+        self.align_corners = bool(align_corners)
+        self.data_format = samplers.check_data_format(data_format)
+        self.return_params = bool(return_params)
         self.identity_penalty = float(identity_penalty)
+        self.heads = heads
+        self.iterations = iterations
+        self.output_size = _sizes(output_size, heads)
+        self.localization_size = transforms.freeze_size(localization_size, "localization_size")
         self._localization_name = localization if isinstance(localization, str) else None
         self.localization: Any = None if isinstance(localization, str) else localization
-        # The parameters place pixels: they are computed in float32 whatever the policy.
-        self.head = layers.Dense(
-            self.transform.size, kernel_initializer="zeros", dtype="float32", name="head"
-        )
 
     def build(self, input_shape: Any) -> None:
         """Create the weights for inputs of this shape."""
         size = samplers.shape_size(input_shape, self.data_format)
+        if self._transform_name:
+            self.transform = transforms.get_transform(self._transform_name, dimensions=len(size))
+            self.bounds = self.transform.check_bounds(self.bounds)
+        else:
+            transforms.get_transform(self.transform, dimensions=len(size))
+        self._output_sizes(size)
+        seen = self._seen_size(size)
+        first = self.data_format == "channels_first"
+        seen_shape = (
+            (*input_shape[:2], *seen) if first else (input_shape[0], *seen, input_shape[-1])
+        )
         if self._localization_name is not None:
             self.localization = LOCALIZATIONS[self._localization_name](
-                size, self.data_format, self.dtype_policy
+                seen, self.data_format, self.dtype_policy
             )
         try:
             if not self.localization.built:
-                self.localization.build(input_shape)
-            features = self.localization.compute_output_shape(input_shape)
+                self.localization.build(seen_shape)
+            features = self.localization.compute_output_shape(seen_shape)
         except ValueError as error:
             raise ValueError(
                 "Expected images that suit the localization network "
                 f"{self.localization.name!r}; it may need larger ones, or another number of "
                 f"channels. Received: input_shape={tuple(input_shape)} ({error})"
             ) from error
+        # The parameters place pixels: they are computed in float32 whatever the policy.
+        self.head = layers.Dense(
+            self.heads * self.transform.size,
+            kernel_initializer="zeros",
+            dtype="float32",
+            name="head",
+        )
         self.head.build((features[0], _product(features[1:])))
         self.built = True
 
     def localize(self, images: Any, training: bool | None = None) -> Any:
-        """Predict the parameters `(batch, transform.size)` for a batch of images."""
-        features = self.localization(images, training=training)
-        features = ops.reshape(features, (-1, _product(features.shape[1:])))
-        offset = self.head(features)
-        if training and self.identity_penalty:
-            self.add_loss(self.identity_penalty * ops.mean(ops.sum(ops.square(offset), axis=-1)))
-        return offset + ops.convert_to_tensor(self.transform.identity, "float32")
+        """Predict the parameters `(batch, transform.size)` for a batch of images.
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Straighten a batch of images."""
-        images = ops.cast(inputs, self.compute_dtype)
+        With several heads, a list of these.
+        """
         size = samplers.image_size(images, self.data_format)
-        params = self.localize(images, training=training)
-        grid = transforms.sampling_points(
-            params, self.transform, size, self.output_size or size, self.align_corners
+        seen = self._seen_size(size)
+        view = images
+        if seen != size:
+            last = samplers.to_channels_last(images, self.data_format)
+            view = filters.resize(samplers.float_tensor(last), seen)
+            view = samplers.from_channels_last(view, self.data_format)
+            view = ops.cast(view, images.dtype)
+        found = self._predict(view, size, training)
+        for _ in range(1, self.iterations):
+            for i, params in enumerate(found):
+                grid = self._grid(params, size, seen)
+                view = self._read(images, grid, "antialiased" if seen != size else self.sampler)
+                change = self._predict(view, size, training)[i]
+                found[i] = self.transform.compose(
+                    params, change, size=size, align_corners=self.align_corners
+                )
+        return found if self.heads > 1 else found[0]
+
+    def _predict(self, view: Any, size: tuple[int, ...], training: bool | None) -> list[Any]:
+        """The parameters of each head for what the localization network sees."""
+        features = self.localization(view, training=training)
+        features = ops.reshape(features, (-1, _product(features.shape[1:])))
+        offsets = self.head(features)
+        if training and self.identity_penalty:
+            self.add_loss(self.identity_penalty * ops.mean(ops.sum(ops.square(offsets), axis=-1)))
+        n = self.transform.size
+        return [
+            self.transform.bound(
+                offsets[:, i * n : (i + 1) * n],
+                self.bounds,
+                size=size,
+                align_corners=self.align_corners,
+            )
+            for i in range(self.heads)
+        ]
+
+    def _grid(self, params: Any, size: tuple[int, ...], output_size: tuple[int, ...]) -> Any:
+        return transforms.sampling_points(
+            params, self.transform, size, output_size, self.align_corners
         )
-        outputs = transforms.sample_displaced(
+
+    def _read(self, images: Any, grid: Any, sampler: str) -> Any:
+        return transforms.sample_displaced(
             images,
             grid,
-            sampler=self.sampler,
+            sampler=sampler,
             padding=self.padding,
             fill_value=self.fill_value,
             align_corners=self.align_corners,
             data_format=self.data_format,
         )
-        return (outputs, params, grid) if self.return_params else outputs
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Straighten a batch of images."""
+        images = ops.cast(inputs, self.compute_dtype)
+        size = samplers.image_size(images, self.data_format)
+        found = self.localize(images, training=training)
+        results = []
+        for params, output_size in zip(
+            found if self.heads > 1 else [found], self._output_sizes(size), strict=True
+        ):
+            grid = self._grid(params, size, output_size)
+            outputs = self._read(images, grid, self.sampler)
+            results.append((outputs, params, grid) if self.return_params else outputs)
+        return results if self.heads > 1 else results[0]
+
+    def _output_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The output size of each head, for inputs of a size."""
+        sizes = self.output_size if isinstance(self.output_size, list) else [self.output_size]
+        sizes = [transforms.check_output_size(n, len(size)) or size for n in sizes]
+        return sizes if len(sizes) == self.heads else sizes * self.heads
+
+    def _seen_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The size of what the localization network sees, for inputs of a size."""
+        return transforms.check_output_size(self.localization_size, len(size)) or size
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape or shapes of the output for inputs of this shape."""
         batch, size = input_shape[0], samplers.shape_size(input_shape, self.data_format)
-        size = self.output_size or size
-        if self.data_format == "channels_first":
-            outputs = (batch, input_shape[1], *size)
-        else:
-            outputs = (batch, *size, input_shape[-1])
-        if not self.return_params:
-            return outputs
-        return outputs, (batch, self.transform.size), (batch, *size, 2)
+        results = []
+        for output_size in self._output_sizes(size):
+            if self.data_format == "channels_first":
+                shape = (batch, input_shape[1], *output_size)
+            else:
+                shape = (batch, *output_size, input_shape[-1])
+            extra = (batch, self.transform.size), (batch, *output_size, len(size))
+            results.append((shape, *extra) if self.return_params else shape)
+        return results if self.heads > 1 else results[0]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, for saving.
 
         Raises:
-            ValueError: If the transform is not one of `stn.TRANSFORMS`, which loading could not
-                find again.
+            ValueError: If the transform cannot be saved: one that is neither in the table nor has
+                a `get_config`.
         """
-        if transforms.TRANSFORMS.get(self.transform.name) is not self.transform:
-            raise ValueError(
-                f"Expected a transform out of {tuple(transforms.TRANSFORMS)} to save the layer. "
-                f"Received: transform={self.transform!r}"
-            )
         return {
             **super().get_config(),
-            "transform": self.transform.name,
+            "transform": self._transform_name or transforms.serialize(self.transform),
             "localization": self._localization_name
             or keras.saving.serialize_keras_object(self.localization),
             "output_size": self.output_size,
@@ -195,27 +295,115 @@ class SpatialTransformer(layers.Layer):
             "data_format": self.data_format,
             "return_params": self.return_params,
             "identity_penalty": self.identity_penalty,
+            "bounds": self.bounds,
+            "heads": self.heads,
+            "iterations": self.iterations,
+            "localization_size": self.localization_size,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SpatialTransformer:
         """Create the layer from what `get_config` returned."""
         config = dict(config)
+        config["transform"] = transforms.deserialize(config["transform"])
         if isinstance(config["localization"], dict):
             config["localization"] = keras.saving.deserialize_keras_object(config["localization"])
         return cls(**config)
 
 
-def _cnn(size: tuple[int, int], data_format: str, dtype: Any) -> keras.Sequential:
+def probe(model: keras.Model, name: str = "stn") -> keras.Model:
+    """A model that shows what a spatial transformer inside another model does.
+
+    Args:
+        model: A functional or sequential model.
+        name: The name of the `SpatialTransformer` in it.
+
+    Returns:
+        A model of the same inputs and weights that returns a dictionary: `"images"`, what the
+        layer gives; `"params"` `(batch, transform.size)`; `"grid"`, where in its input each
+        output pixel is read, `(batch, *output_size, 2)`; and `"inverse"`, where in its output each
+        pixel of its input is seen, `(batch, *size, 2)`, NaN where that was not found. Points are
+        normalized. With several heads each is a list.
+
+    Raises:
+        ValueError: If the model has no such layer, or it is not a `SpatialTransformer`.
+
+    Example:
+        >>> import keras, stn
+        >>> images = keras.Input((8, 8, 1))
+        >>> straight = stn.SpatialTransformer("attention", localization="mlp", name="stn")(images)
+        >>> seen = stn.probe(keras.Model(images, straight))
+        >>> sorted(seen.output), seen.output["params"].shape
+        (['grid', 'images', 'inverse', 'params'], (None, 3))
+    """
+    layer = model.get_layer(name)
+    if not isinstance(layer, SpatialTransformer):
+        raise ValueError(
+            f"Expected the layer {name!r} to be a SpatialTransformer. Received: {layer!r}"
+        )
+    return keras.Model(model.inputs, _Probe(layer, name="probe")(layer.input))
+
+
+class _Probe(layers.Layer):
+    """What a transformer makes of its input, and how."""
+
+    def __init__(self, transformer: SpatialTransformer, **kwargs: Any):
+        super().__init__(dtype=transformer.dtype_policy, **kwargs)
+        self.transformer = transformer
+
+    def call(self, images: Any) -> dict[str, Any]:
+        layer = self.transformer
+        images = ops.cast(images, layer.compute_dtype)
+        size = samplers.image_size(images, layer.data_format)
+        found = layer.localize(images, training=False)
+        found = found if layer.heads > 1 else [found]
+        grids_ = [
+            layer._grid(params, size, output_size)
+            for params, output_size in zip(found, layer._output_sizes(size), strict=True)
+        ]
+        regular = grids.regular(size, layer.align_corners)[None].astype("float32")
+        result = {
+            "images": [layer._read(images, grid, layer.sampler) for grid in grids_],
+            "params": found,
+            "grid": grids_,
+            "inverse": [
+                layer.transform.move_back(
+                    params, regular, size=size, align_corners=layer.align_corners
+                )
+                for params in found
+            ],
+        }
+        return result if layer.heads > 1 else {key: value[0] for key, value in result.items()}
+
+
+def _sizes(output_size: Any, heads: int) -> Any:
+    """An output size, or a list with one for each head, frozen; errors as early as they can be."""
+    several = isinstance(output_size, list | tuple) and any(
+        isinstance(n, Iterable) or n is None for n in output_size
+    )
+    if not several:
+        return transforms.freeze_size(output_size)
+    if len(output_size) != heads:
+        raise ValueError(
+            f"Expected output_size to be one size, or a list of {heads}, one for each head. "
+            f"Received: output_size={output_size!r}"
+        )
+    return [transforms.freeze_size(n) for n in output_size]
+
+
+def _cnn(size: tuple[int, ...], data_format: str, dtype: Any) -> keras.Sequential:
     """Two 5x5 convolutions on a copy of at most 32 pixels; keeps where things are."""
+    n = len(size)
+    convolution = {2: layers.Conv2D, 3: layers.Conv3D}[n]
+    pooling = {2: layers.MaxPooling2D, 3: layers.MaxPooling3D}[n]
     return keras.Sequential(
         [
-            *_channels_last(data_format),
+            *_channels_last(data_format, n),
             *_reduce(size, 32, dtype),
-            layers.Conv2D(20, 5, padding="same", activation="relu", dtype=dtype),
-            layers.MaxPooling2D(padding="same", dtype=dtype),
-            layers.Conv2D(20, 5, padding="same", activation="relu", dtype=dtype),
-            layers.MaxPooling2D(padding="same", dtype=dtype),
+            convolution(20, 5, padding="same", activation="relu", dtype=dtype),
+            pooling(padding="same", dtype=dtype),
+            convolution(20, 5, padding="same", activation="relu", dtype=dtype),
+            pooling(padding="same", dtype=dtype),
             layers.Flatten(dtype=dtype),
             layers.Dense(50, activation="relu", dtype=dtype),
         ],
@@ -223,11 +411,11 @@ def _cnn(size: tuple[int, int], data_format: str, dtype: Any) -> keras.Sequentia
     )
 
 
-def _mlp(size: tuple[int, int], data_format: str, dtype: Any) -> keras.Sequential:
+def _mlp(size: tuple[int, ...], data_format: str, dtype: Any) -> keras.Sequential:
     """Two dense layers on a copy of at most 32 pixels."""
     return keras.Sequential(
         [
-            *_channels_last(data_format),
+            *_channels_last(data_format, len(size)),
             *_reduce(size, 32, dtype),
             layers.Flatten(dtype=dtype),
             layers.Dense(64, activation="relu", dtype=dtype),
@@ -241,16 +429,16 @@ LOCALIZATIONS = {"cnn": _cnn, "mlp": _mlp}
 """The named localization networks: `(size, data_format, dtype) -> model`."""
 
 
-def _channels_last(data_format: str) -> list[layers.Layer]:
+def _channels_last(data_format: str, dimensions: int) -> list[layers.Layer]:
     # TensorFlow has no channels-first convolution on the CPU.
-    return [layers.Permute((2, 3, 1))] if data_format == "channels_first" else []
+    axes = (*range(2, dimensions + 2), 1)
+    return [layers.Permute(axes)] if data_format == "channels_first" else []
 
 
-def _reduce(size: tuple[int, int], limit: int, dtype: Any) -> list[layers.Layer]:
+def _reduce(size: tuple[int, ...], limit: int, dtype: Any) -> list[layers.Layer]:
     factor = -(-max(size) // limit)
-    if factor == 1:
-        return []
-    return [layers.AveragePooling2D(factor, padding="same", dtype=dtype)]
+    pooling = {2: layers.AveragePooling2D, 3: layers.AveragePooling3D}[len(size)]
+    return [] if factor == 1 else [pooling(factor, padding="same", dtype=dtype)]
 
 
 def _product(shape: Iterable[int]) -> int:

@@ -1,4 +1,4 @@
-"""Differentiable reading of images at fractional coordinates.
+"""Differentiable reading of images and volumes at fractional coordinates.
 
 Three facts decide a sampler: which pixels around a point it reads with which weights
 (`SAMPLERS`), what lies outside the image (`PADDINGS`), and the corner convention, which belongs to
@@ -8,16 +8,18 @@ Three facts decide a sampler: which pixels around a point it reads with which we
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from stn import grids
+from stn import filters, grids
 
-SAMPLERS = ("nearest", "bilinear")
-PADDINGS = ("zeros", "border", "reflection", "constant")
+SAMPLERS = ("nearest", "bilinear", "bicubic", "lanczos3", "antialiased", "linearized")
+PADDINGS = ("zeros", "border", "reflection", "circular", "constant", "inward")
 
 
 def sample(
@@ -26,27 +28,43 @@ def sample(
     *,
     sampler: str = "bilinear",
     padding: str = "zeros",
-    fill_value: float = 0.0,
+    fill_value: float | Iterable[float] = 0.0,
     align_corners: bool = False,
     data_format: str | None = None,
 ) -> Any:
-    """Read images at normalized points (Jaderberg et al. 2015, section 3.3).
+    """Read images or volumes at normalized points (Jaderberg et al. 2015, section 3.3).
 
-    Gradients reach the points (bilinear) and the images (both samplers). Agrees with
-    `torch.nn.functional.grid_sample`.
+    Gradients reach the points and the images. Agrees with `torch.nn.functional.grid_sample`
+    where that has the sampler and the padding.
 
     Args:
-        images: `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
-            `data_format="channels_first"`; any float or integer type. Height and width must be
-            known; the batch may be dynamic.
-        points: `(batch, ..., 2)` normalized `(x, y)`, see `stn.grids`. Float32 or float64;
-            other types are converted to float32.
-        sampler: `"bilinear"` or `"nearest"` (halves round to even).
-        padding: What lies outside the image. `"zeros"`, `"constant"` (`fill_value`),
-            `"border"` (the nearest edge pixel) or `"reflection"` (mirrored at the edge: at -1 and
-            1, so about the outer edges of the corner pixels or about their centers, as
-            `align_corners` says).
-        fill_value: With `padding="constant"`: the value outside, in units of the image.
+        images: `(batch, height, width, channels)`, or a volume `(batch, depth, height, width,
+            channels)`; with `data_format="channels_first"` the channels follow the batch. Any
+            float or integer type. All sizes but the batch must be known.
+        points: `(batch, ..., 2)` normalized `(x, y)`, or `(batch, ..., 3)` `(x, y, z)` for
+            volumes, see `stn.grids`. Float32 or float64; other types are converted to float32.
+        sampler: How values are made of pixels.
+            `"nearest"`: the nearest pixel (halves round to even); no gradient to the points.
+            `"bilinear"`: linear along every axis, two pixels each.
+            `"bicubic"`: cubic convolution of four pixels along every axis, a = -0.75 as in
+            PyTorch and OpenCV (Keys 1981); may overshoot.
+            `"lanczos3"`: a windowed sinc of six pixels, normalized; the sharpest, may overshoot.
+            `"antialiased"`: bilinear where the points lie a pixel apart or closer. Where they lie
+            further apart, a tent as wide as their distance, axis by axis, out of a pyramid
+            (Heckbert 1986): shrinking does not alias. The points must form a grid, `(batch,
+            height, width, 2)`; along an axis with one point nothing is known of distances.
+            `"linearized"`: the values of bilinear, but a gradient to the points that sees beyond
+            the four neighbors: the slope of planes fitted to the image around the point, up to
+            three quarters of its size away (after Jiang et al. 2019, linearized multi-sampling,
+            with the expectation over their random samples in closed form).
+        padding: What lies outside the image. `"zeros"`; `"constant"` (`fill_value`); `"border"`
+            (the nearest edge pixel); `"reflection"` (mirrored at the edge: at -1 and 1, so about
+            the outer edges of the corner pixels or about their centers, as `align_corners`
+            says); `"circular"` (the image repeats, each copy next to the other); `"inward"` (the
+            values of `"constant"`, but a point outside has the gradient of a picture whose mean
+            fades with distance, so that it finds its way back).
+        fill_value: With `padding="constant"` or `"inward"`: the value outside, in units of the
+            image; one number, or one per channel.
         align_corners: Corner convention, see `stn.grids`.
         data_format: `"channels_last"`, `"channels_first"`, or None for the Keras setting.
 
@@ -68,13 +86,15 @@ def sample(
     """
     images, points = ops.convert_to_tensor(images), float_tensor(points)
     check_options(sampler, padding, fill_value)
-    height, width = image_size(images, data_format)
-    check_points(points)
+    size = image_size(images, data_format)
+    check_points(points, len(size))
     check_batches(images, "points", points)
     return sample_pixels(
         images,
-        grids.to_pixel(points[..., 0], width, align_corners),
-        grids.to_pixel(points[..., 1], height, align_corners),
+        [
+            grids.to_pixel(points[..., axis], length, align_corners)
+            for axis, length in enumerate(reversed(size))
+        ],
         sampler=sampler,
         padding=padding,
         fill_value=fill_value,
@@ -85,12 +105,11 @@ def sample(
 
 def sample_pixels(
     images: Any,
-    x: Any,
-    y: Any,
+    coordinates: list[Any],
     *,
     sampler: str,
     padding: str,
-    fill_value: float,
+    fill_value: float | Iterable[float],
     align_corners: bool,
     data_format: str | None,
 ) -> Any:
@@ -98,8 +117,8 @@ def sample_pixels(
 
     Args:
         images: A tensor as in `sample`.
-        x: `(batch, ...)` float32 or float64 pixel coordinates along the width.
-        y: The same along the height.
+        coordinates: One `(batch, ...)` float32 or float64 tensor of pixel coordinates per axis:
+            x, y[, z].
         sampler: See `sample`.
         padding: See `sample`.
         fill_value: See `sample`.
@@ -109,76 +128,279 @@ def sample_pixels(
     Returns:
         As `sample`.
     """
-    channels_first = check_data_format(data_format) == "channels_first"
-    if channels_first:
-        images = ops.moveaxis(images, 1, -1)
-    height, width, channels = images.shape[1:]
-    values = float_tensor(images)
+    images = to_channels_last(images, data_format)
+    channels, values = images.shape[-1], float_tensor(images)
     if images.shape[0] == 0:  # JAX cannot gather from nothing
-        x = ops.zeros((*x.shape, channels), images.dtype)
-        return ops.moveaxis(x, -1, 1) if channels_first else x
+        result = ops.zeros((*coordinates[0].shape, channels), images.dtype)
+        return from_channels_last(result, data_format)
 
-    fill = fill_value if padding == "constant" else 0.0 if padding == "zeros" else None
-    axes = [
-        _neighbors(_fold(coordinate, size, padding, align_corners), size, sampler)
-        for coordinate, size in ((y, height), (x, width))
-    ]
-    first = ops.arange(ops.shape(images)[0], dtype="int32") * (height * width)
-    first = ops.reshape(first, (-1,) + (1,) * (len(x.shape) - 1))
-    pixels = ops.reshape(values, (-1, channels))
-    total, inside_weight = 0.0, 0.0
-    for (row, row_weight, row_inside), (column, column_weight, column_inside) in itertools.product(
-        *axes
-    ):
-        weight = row_weight * column_weight
-        if fill is not None:
-            weight = ops.where(ops.logical_and(row_inside, column_inside), weight, 0.0 * weight)
-        weight = ops.cast(ops.expand_dims(weight, -1), values.dtype)
-        pixel = ops.take(pixels, first + row * width + column, axis=0)
-        total = total + weight * pixel
-        inside_weight = inside_weight + weight
-    if fill:
-        total = total + (1.0 - inside_weight) * fill
-
-    result = _to_type_of(images, total)
-    return ops.moveaxis(result, -1, 1) if channels_first else result
-
-
-def _fold(coordinate: Any, size: int, padding: str, align_corners: bool) -> Any:
-    """Bring pixel coordinates near the image without changing what they read."""
-    if padding == "border":
-        return ops.clip(coordinate, 0, size - 1)
-    if padding == "reflection":
-        # A triangle wave between the mirrors, which stand at the normalized -1 and 1.
-        low, span = (0.0, size - 1.0) if align_corners else (-0.5, float(size))
-        if span == 0:
-            return coordinate * 0.0
-        offset = ops.abs(coordinate - low)
-        offset = offset - 2 * span * floor(offset / (2 * span))
-        return ops.clip(low + span - ops.abs(span - offset), 0, size - 1)
-    # Beyond one pixel outside all is fill; the clip keeps infinities out of the weights.
-    return ops.clip(coordinate, -2, size + 1)
-
-
-def _neighbors(coordinate: Any, size: int, sampler: str) -> list[tuple[Any, Any, Any]]:
-    """The pixels an axis contributes at each coordinate: (safe index, weight, is inside)."""
-    if sampler == "nearest":
-        one = ops.ones_like(coordinate)
-        near = ops.cast(ops.round(coordinate), coordinate.dtype)
-        candidates = [(near, ops.where(ops.isnan(coordinate), np.nan, one))]
+    fill = _fill(padding, fill_value, channels)
+    at = coordinates[::-1]  # in the order of the axes of the image
+    if sampler == "antialiased":
+        result = _read_antialiased(values, at, padding, fill, align_corners)
+    elif sampler == "linearized":
+        result = _read_linearized(values, at, padding, fill, align_corners)
     else:
-        low = floor(coordinate)
-        share = coordinate - low
-        candidates = [(low, 1.0 - share), (low + 1.0, share)]
-    # A NaN compares false, so it becomes index 0 and never reads out of range.
-    return [
-        (
-            ops.cast(ops.where(at >= 0, ops.minimum(at, size - 1.0), ops.zeros_like(at)), "int32"),
-            weight,
-            ops.logical_and(at >= 0, at <= size - 1),
+        result = _read(values, at, sampler, padding, fill, align_corners)
+    if padding == "inward":
+        result = result + _inward(values, at, fill)
+    return from_channels_last(_to_type_of(images, result), data_format)
+
+
+def _fill(padding: str, fill_value: Any, channels: int) -> np.ndarray | None:
+    """The values outside, one per channel, or None where the padding looks into the image."""
+    if padding not in ("zeros", "constant", "inward"):
+        return None
+    fill = np.asarray(0.0 if padding == "zeros" else fill_value, "float64")
+    if fill.ndim and fill.shape != (channels,):
+        raise ValueError(
+            f"Expected fill_value to be a number, or one for each of the {channels} channels. "
+            f"Received: fill_value={fill_value!r}"
         )
-        for at, weight in candidates
+    return np.broadcast_to(fill, (channels,))
+
+
+def _read(
+    values: Any, at: list[Any], sampler: str, padding: str, fill: Any, align_corners: bool
+) -> Any:
+    """Read `(batch, ..., channels)` at pixel coordinates, one tensor per axis."""
+    size = values.shape[1:-1]
+    taps = [
+        _taps(coordinate, n, sampler, padding, align_corners)
+        for coordinate, n in zip(at, size, strict=True)
     ]
+    pixels = ops.reshape(values, (-1, values.shape[-1]))
+    return _gather(pixels, _rows(values, at[0], math.prod(size)), taps, size, fill)
+
+
+def _rows(values: Any, like: Any, pixels: int) -> Any:
+    """Where each image of the batch starts in a table of all their pixels."""
+    first = ops.arange(ops.shape(values)[0], dtype="int32") * pixels
+    return ops.reshape(first, (-1,) + (1,) * (len(like.shape) - 1))
+
+
+def _gather(pixels: Any, first: Any, taps: list[Any], size: Any, fill: Any) -> Any:
+    """Weigh the pixels around each point: the product of what each axis contributes.
+
+    Args:
+        pixels: A table `(rows, channels)`.
+        first: The row where each image starts; broadcasts against the points.
+        taps: For each axis its `(index, is inside, weight)`, as from `_taps`.
+        size: The length of each axis, as numbers or tensors.
+        fill: See `_fill`.
+    """
+    total, inside_weight = 0.0, 0.0
+    wide = len(taps[-1]) > 2
+    if wide:  # many pixels that lie side by side are read at once
+        taps = [
+            [tuple(ops.expand_dims(part, -1) for part in tap) for tap in axis] for axis in taps[:-1]
+        ] + [[tuple(ops.stack(part, axis=-1) for part in zip(*taps[-1], strict=True))]]
+        first = ops.expand_dims(first, -1)
+    for combination in itertools.product(*taps):
+        index, weight, inside = 0, 1.0, True
+        for (position, is_inside, share), length in zip(combination, size, strict=True):
+            index, weight = index * length + position, weight * share
+            inside = ops.logical_and(inside, is_inside)
+        if fill is not None:
+            weight = ops.where(inside, weight, 0.0 * weight)
+        weight = ops.cast(ops.expand_dims(weight, -1), pixels.dtype)
+        part = weight * ops.take(pixels, first + index, axis=0)
+        total = total + (ops.sum(part, axis=-2) if wide else part)
+        inside_weight = inside_weight + (ops.sum(weight, axis=-2) if wide else weight)
+    if fill is not None and fill.any():
+        total = total + (1.0 - inside_weight) * ops.convert_to_tensor(fill, pixels.dtype)
+    return total
+
+
+def _taps(
+    coordinate: Any, size: int, sampler: str, padding: str, align_corners: bool
+) -> list[tuple[Any, Any, Any]]:
+    """The pixels an axis contributes at each coordinate: (safe index, is inside, weight)."""
+    first, weigh = KERNELS[sampler]
+    if padding not in ("reflection", "circular"):
+        # Beyond the reach of the kernel all is the same; this keeps infinities out of the weights.
+        coordinate = clip(coordinate, first - 2.0, size + 1.0 - first)
+    if sampler == "nearest":
+        base = ops.cast(ops.round(coordinate), coordinate.dtype)
+        share = ops.where(ops.isnan(coordinate), np.nan, 0.0 * ops.ones_like(coordinate))
+    else:
+        base = floor(coordinate)
+        share = coordinate - base
+    return [
+        (*_pixel(base + (first + k), size, padding, align_corners), weight)
+        for k, weight in enumerate(weigh(share))
+    ]
+
+
+def _pixel(at: Any, size: Any, padding: str, align_corners: bool) -> tuple[Any, Any]:
+    """The safe int32 index of the pixel that stands at whole positions, and whether it is inside.
+
+    `size` may be a tensor that broadcasts against the positions, except with reflection.
+    """
+    inside = ops.logical_and(at >= 0, at <= size - 1)
+    if padding == "reflection":
+        at = _mirror(at, size, align_corners)
+    elif padding == "circular":
+        at = at - size * floor((at + 0.5) / size)
+    # A NaN compares false, so it becomes index 0 and never reads out of range.
+    at = ops.where(at >= 0, at, ops.zeros_like(at))
+    at = ops.where(at < size - 1, at, (size - 1) + ops.zeros_like(at))
+    return ops.cast(at, "int32"), inside
+
+
+def _mirror(at: Any, size: int, align_corners: bool) -> Any:
+    """Fold positions into the image by a triangle wave between mirrors at its normalized ends."""
+    low, span = (0.0, size - 1.0) if align_corners else (-0.5, float(size))
+    if span == 0:
+        return at * 0.0
+    offset = ops.abs(at - low)
+    offset = offset - 2 * span * floor(offset / (2 * span))
+    return low + span - ops.abs(span - offset)
+
+
+def _linear(share: Any) -> list[Any]:
+    return [1.0 - share, share]
+
+
+def _cubic(share: Any) -> list[Any]:
+    a = -0.75
+
+    def near(x: Any) -> Any:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+
+    def far(x: Any) -> Any:
+        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+
+    return [far(1 + share), near(share), near(1 - share), far(2 - share)]
+
+
+def _lanczos(share: Any) -> list[Any]:
+    # sin(pi x) is the same for all pixels but for the sign; 1 - share is exact where it is used.
+    wave = cos_sin(np.pi * ops.where(share < 0.5, share, 1.0 - share))[1]
+    weights = []
+    for k in range(-2, 4):
+        x = share - k
+        near = ops.abs(x) < 1e-4
+        safe = ops.where(near, ops.ones_like(x), x)
+        window = cos_sin(np.pi / 3 * safe)[1]
+        weight = (-1.0) ** k * 3 / np.pi**2 * wave * window / (safe * safe)
+        weights.append(ops.where(near, 1 - 5 * np.pi**2 / 27 * x * x, weight))
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+KERNELS: dict[str, tuple[int, Any]] = {
+    "nearest": (0, lambda share: [1.0 + share]),
+    "bilinear": (0, _linear),
+    "bicubic": (-1, _cubic),
+    "lanczos3": (-2, _lanczos),
+}
+"""By name: the first pixel that counts, from the one at or before the point, and the weights of it
+and those after it, given how far the point lies beyond that one (0 to 1)."""
+
+
+def _read_antialiased(
+    values: Any, at: list[Any], padding: str, fill: Any, align_corners: bool
+) -> Any:
+    """Blend, along every axis, the two levels of a pyramid that suit the distance of the points."""
+    size = values.shape[1:-1]
+    if len(at[0].shape) != len(size) + 1:
+        raise ValueError(
+            "Expected points that form a grid, one axis for each of the image's, with "
+            f"sampler='antialiased'. Received: points.shape={(*at[0].shape, len(size))}"
+        )
+    atlas, starts = filters.pyramid(values)
+    lengths = [np.array(filters.level_sizes(n)) for n in size]
+    levels = [_level(coordinate, len(n)) for coordinate, n in zip(at, lengths, strict=True)]
+    if padding == "reflection":  # fold at the mirrors of the image; each level ends at its edge
+        at = [_mirror(c, n, align_corners) for c, n in zip(at, size, strict=True)]
+        padding = "border"
+    pixels = ops.reshape(atlas, (-1, values.shape[-1]))
+    first = _rows(values, at[0], atlas.shape[1])
+    dtype = keras.backend.standardize_dtype(at[0].dtype)
+    result = 0.0
+    for upper in itertools.product((0, 1), repeat=len(size)):
+        blend, start, taps, extent = 1.0, 0, [], []
+        for axis, (lower, share) in enumerate(levels):
+            level = ops.minimum(lower + upper[axis], len(lengths[axis]) - 1)
+            blend = blend * (share if upper[axis] else 1.0 - share)
+            start = start * len(lengths[axis]) + level
+            length = ops.take(ops.convert_to_tensor(lengths[axis], "int32"), level)
+            smaller = ops.cast(length, dtype)
+            extent.append(length)
+            position = (at[axis] + 0.5) * (smaller / size[axis]) - 0.5
+            if padding != "circular":
+                position = clip(position, -2.0, smaller + 1.0)
+            base = floor(position)
+            weights = _linear(position - base)
+            taps.append([(*_pixel(base + k, smaller, padding, False), weights[k]) for k in (0, 1)])
+        start = ops.take(ops.convert_to_tensor(starts.ravel(), "int32"), start)
+        part = _gather(pixels, first + start, taps, extent, fill)
+        result = result + ops.cast(ops.expand_dims(blend, -1), part.dtype) * part
+    return result
+
+
+def _level(coordinate: Any, count: int) -> tuple[Any, Any]:
+    """The level of a pyramid along one axis, as its whole part (int32) and the rest (0 to 1).
+
+    The distance of neighboring points is the length of the derivatives of the coordinate by the
+    axes of the grid: for turned grids the larger extent counts.
+    """
+    square = 0.0
+    for axis in range(1, len(coordinate.shape)):
+        n = coordinate.shape[axis]
+        if n == 1:
+            continue
+
+        def part(start: int, stop: int, axis: int = axis) -> Any:
+            return coordinate[(slice(None),) * axis + (slice(start, stop),)]
+
+        steps = [part(1, 2) - part(0, 1), part(n - 1, n) - part(n - 2, n - 1)]
+        if n > 2:
+            steps.insert(1, (part(2, n) - part(0, n - 2)) / 2)
+        square = square + ops.square(ops.concatenate(steps, axis=axis))
+    if isinstance(square, float):
+        square = 0.0 * coordinate
+    # NaN compares false: level 0.
+    level = clip(
+        0.5 * ops.log2(ops.where(square > 1, square, ops.ones_like(square))), 0.0, count - 1.0
+    )
+    lower = floor(level)
+    return ops.cast(lower, "int32"), level - lower
+
+
+def _read_linearized(
+    values: Any, at: list[Any], padding: str, fill: Any, align_corners: bool
+) -> Any:
+    """The values of bilinear, with the slope of planes fitted around each point as gradient."""
+    size = values.shape[1:-1]
+    still = [ops.stop_gradient(coordinate) for coordinate in at]
+    result = _read(values, still, "bilinear", padding, fill, align_corners)
+    fixed = ops.stop_gradient(values)
+    if fill is not None:
+        fixed = fixed - ops.convert_to_tensor(fill, fixed.dtype)
+    slopes, margin = filters.slopes(fixed, padding, align_corners)
+    for axis, (n, slope) in enumerate(zip(size, slopes, strict=True)):
+        near = clip(at[axis], -margin - 1.0, n + margin + 1.0)
+        zero = np.zeros(values.shape[-1])
+        slope = _read(slope, [c + margin for c in still], "bilinear", "zeros", zero, False)
+        change = ops.cast(near - ops.stop_gradient(near), values.dtype)  # 0, with a gradient of 1
+        result = result + slope * ops.expand_dims(change, -1)
+    return result
+
+
+def _inward(values: Any, at: list[Any], fill: Any) -> Any:
+    """Zero, with the gradient of a picture whose mean color fades with the distance from it."""
+    distance = 0.0
+    for coordinate, n in zip(at, values.shape[1:-1], strict=True):
+        beyond = ops.relu(ops.abs(coordinate - (n - 1) / 2) - n / 2)
+        distance = distance + beyond / (n / 2)
+    closeness = 1.0 / (1.0 + distance)
+    change = ops.cast(closeness - ops.stop_gradient(closeness), values.dtype)
+    mean = ops.mean(values, axis=tuple(range(1, len(values.shape) - 1)))
+    mean = ops.stop_gradient(mean) - ops.convert_to_tensor(fill, values.dtype)
+    mean = ops.reshape(mean, (-1,) + (1,) * (len(change.shape) - 1) + (values.shape[-1],))
+    return mean * ops.expand_dims(change, -1)
 
 
 def _to_type_of(images: Any, values: Any) -> Any:
@@ -209,29 +431,50 @@ def floor(values: Any) -> Any:
     return low - ops.cast(low > values, values.dtype) if is_float64(values) else low
 
 
-def image_size(images: Any, data_format: str | None) -> tuple[int, int]:
-    """The `(height, width)` of a batch of images; see `shape_size`."""
+def clip(values: Any, low: Any, high: Any) -> Any:
+    """Clip; the gradient is 1 inside and 0 outside, NaN stays NaN, float64 stays float64."""
+    values = ops.where(values < low, low + ops.zeros_like(values), values)
+    return ops.where(values > high, high + ops.zeros_like(values), values)
+
+
+def cos_sin(angle: Any) -> tuple[Any, Any]:
+    """The cosine and the sine of angles in radians, in the type of the angles."""
+    if not is_float64(angle):
+        return ops.cos(angle), ops.sin(angle)
+    # Keras rounds float64 to float32 here on JAX. So: the Taylor series of a sixteenth of the
+    # angle, less than 0.2, which is exact to 1e-16; then the angle is doubled four times.
+    turns = floor(angle / (2 * np.pi) + 0.5)
+    t = (angle - 2 * np.pi * turns) / 16
+    cos = sum((-1) ** k * t ** (2 * k) / math.factorial(2 * k) for k in range(7))
+    sin = sum((-1) ** k * t ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(7))
+    for _ in range(4):
+        cos, sin = cos * cos - sin * sin, 2 * cos * sin
+    return cos, sin
+
+
+def image_size(images: Any, data_format: str | None) -> tuple[int, ...]:
+    """The size of a batch of images or volumes; see `shape_size`."""
     return shape_size(images.shape, data_format)
 
 
-def shape_size(shape: Any, data_format: str | None) -> tuple[int, int]:
-    """The `(height, width)` in the shape of a batch of images.
+def shape_size(shape: Any, data_format: str | None) -> tuple[int, ...]:
+    """The `(height, width)` or `(depth, height, width)` in the shape of a batch.
 
     Args:
-        shape: Four numbers; the batch and the channels may be None.
+        shape: Four numbers, or five for volumes; the batch and the channels may be None.
         data_format: `"channels_last"`, `"channels_first"`, or None for the Keras setting.
 
     Raises:
-        ValueError: If the shape is not one of images, or height or width is unknown or 0.
+        ValueError: If the shape is not one of images, or an axis of theirs is unknown or 0.
     """
     shape = tuple(shape)
-    if len(shape) != 4:
+    if len(shape) not in (4, 5):
         raise ValueError(
-            "Expected images of shape (batch, height, width, channels), or "
-            "(batch, channels, height, width) with data_format='channels_first'. "
-            f"Received: shape={shape}"
+            "Expected images of shape (batch, height, width, channels), or volumes of shape "
+            "(batch, depth, height, width, channels); with data_format='channels_first' the "
+            f"channels follow the batch. Received: shape={shape}"
         )
-    size = shape[2:] if check_data_format(data_format) == "channels_first" else shape[1:3]
+    size = shape[2:] if check_data_format(data_format) == "channels_first" else shape[1:-1]
     if not all(size):
         raise ValueError(
             "Expected images of known height and width, at least 1 pixel each. "
@@ -240,24 +483,31 @@ def shape_size(shape: Any, data_format: str | None) -> tuple[int, int]:
     return size
 
 
-def check_options(sampler: str, padding: str, fill_value: float) -> None:
+def check_options(sampler: str, padding: str, fill_value: Any) -> None:
     """Raise a ValueError unless sampler, padding and fill value are valid together."""
     if sampler not in SAMPLERS:
         raise ValueError(f"Expected sampler to be one of {SAMPLERS}. Received: sampler={sampler!r}")
     if padding not in PADDINGS:
         raise ValueError(f"Expected padding to be one of {PADDINGS}. Received: padding={padding!r}")
-    if fill_value and padding != "constant":
+    fill = np.asarray(fill_value, dtype=object)
+    if fill.ndim > 1 or not all(isinstance(n, int | float | np.number) for n in fill.ravel()):
         raise ValueError(
-            "Expected fill_value only together with padding='constant'. "
+            "Expected fill_value to be a number, or one for each channel. "
+            f"Received: fill_value={fill_value!r}"
+        )
+    if fill.any() and padding not in ("constant", "inward"):
+        raise ValueError(
+            "Expected fill_value only together with padding='constant' or 'inward'. "
             f"Received: fill_value={fill_value!r}, padding={padding!r}"
         )
 
 
-def check_points(points: Any) -> None:
+def check_points(points: Any, dimensions: int) -> None:
     """Raise a ValueError unless a tensor has the shape of a batch of points."""
-    if len(points.shape) < 2 or points.shape[-1] != 2:
+    if len(points.shape) < 2 or points.shape[-1] != dimensions:
         raise ValueError(
-            f"Expected points of shape (batch, ..., 2). Received: points.shape={points.shape}"
+            f"Expected points of shape (batch, ..., {dimensions}). "
+            f"Received: points.shape={tuple(points.shape)}"
         )
 
 
@@ -268,6 +518,18 @@ def check_batches(tensor: Any, name: str, other: Any, *, first: str = "images") 
             f"Expected {first} and {name} of the same batch size. Received: "
             f"{first}.shape={tuple(tensor.shape)}, {name}.shape={tuple(other.shape)}"
         )
+
+
+def to_channels_last(images: Any, data_format: str | None) -> Any:
+    """Move the channels of a batch to the end, if they are not there."""
+    first = check_data_format(data_format) == "channels_first"
+    return ops.moveaxis(images, 1, -1) if first else images
+
+
+def from_channels_last(images: Any, data_format: str | None) -> Any:
+    """Move the channels of a batch from the end to where the data format has them."""
+    first = check_data_format(data_format) == "channels_first"
+    return ops.moveaxis(images, -1, 1) if first else images
 
 
 def check_data_format(data_format: str | None) -> str:

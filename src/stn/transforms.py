@@ -1,192 +1,165 @@
-"""Transformation families: from parameters to a map of points.
-
-A family is three facts (its parameters, their identity, the matrix they stand for) and follows
-one direction: a transform maps points of the **output** to the points of the **input** that are
-read there. So scale 0.5 zooms in, and a positive translation in x shows what lies further right.
-"""
+"""Transforms applied: the table of families, `warp`, and the same for points and boxes."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from stn import grids, samplers
+from stn import deformations, families, grids, samplers
+from stn.families import Transform
 
-
-@dataclass(frozen=True)
-class Transform:
-    """A family of transformations, all linear in homogeneous coordinates.
-
-    Attributes:
-        name: The name it is found by in `TRANSFORMS`.
-        parameters: What each parameter is called, in order. Translations are in normalized
-            units (2 is the whole image), scales are factors, angles are radians; a positive angle
-            turns the picture counterclockwise.
-        identity: The parameters that leave every point where it is.
-        entries: A function from one `(batch,)` tensor per parameter, and the keyword `aspect`, to
-            the two rows of the matrix: `((a, b, c), (d, e, f))`.
-
-    Example:
-        >>> family = get_transform("attention")
-        >>> family.size, family.parameters
-        (3, ('scale', 'x', 'y'))
-    """
-
-    name: str
-    parameters: tuple[str, ...]
-    identity: tuple[float, ...]
-    entries: Callable[..., tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]] = field(repr=False)
-
-    @property
-    def size(self) -> int:
-        """The number of parameters."""
-        return len(self.parameters)
-
-    def __call__(self, params: Any, points: Any, *, aspect: float = 1.0) -> Any:
-        """Map output points to the input points that are read there.
-
-        Args:
-            params: `(batch, size)`.
-            points: `(batch, ..., 2)` or `(1, ..., 2)` normalized `(x, y)`.
-            aspect: How many times as many pixels a normalized unit spans along x as along y, so
-                that rotations turn in pixel space: `stn.grids.aspect(size_of_input)`.
-
-        Returns:
-            `(batch, ..., 2)` normalized points, float64 if any argument is, else float32.
-
-        Raises:
-            ValueError: If the shape of `params` or `points` does not fit.
-
-        Example:
-            >>> import numpy as np
-            >>> moved = get_transform("translation")(np.array([[0.5, 0.0]]), np.zeros((1, 2)))
-            >>> np.asarray(moved).tolist()
-            [[0.5, 0.0]]
-        """
-        params, points = self.check(params), samplers.float_tensor(points)
-        samplers.check_points(points)
-        if points.shape[0] != 1 and params.shape[0] != 1:
-            samplers.check_batches(points, "params", params, first="points")
-        if samplers.is_float64(params) or samplers.is_float64(points):
-            params, points = ops.cast(params, "float64"), ops.cast(points, "float64")
-        (a, b, c), (d, e, f) = (
-            [ops.reshape(entry, (-1,) + (1,) * (len(points.shape) - 2)) for entry in row]
-            for row in self._rows(params, aspect)
-        )
-        x, y = points[..., 0], points[..., 1]
-        return ops.stack([a * x + b * y + c, d * x + e * y + f], axis=-1)
-
-    def matrix(self, params: Any, *, aspect: float = 1.0) -> Any:
-        """The matrices `(batch, 2, 3)`, as `torch.nn.functional.affine_grid` takes them.
-
-        Args:
-            params: `(batch, size)`.
-            aspect: As in a call.
-
-        Returns:
-            `(batch, 2, 3)`, float64 if `params` is, else float32.
-
-        Raises:
-            ValueError: If the shape of `params` does not fit.
-
-        Example:
-            >>> import numpy as np
-            >>> matrix = get_transform("attention").matrix(np.array([[0.5, 0.25, -1.0]]))
-            >>> np.asarray(matrix).tolist()
-            [[[0.5, 0.0, 0.25], [0.0, 0.5, -1.0]]]
-        """
-        return ops.stack([ops.stack(row, axis=-1) for row in self._rows(params, aspect)], axis=-2)
-
-    def _rows(self, params: Any, aspect: float) -> Any:
-        params = self.check(params)
-        return self.entries(*(params[:, i] for i in range(self.size)), aspect=aspect)
-
-    def check(self, params: Any) -> Any:
-        """Convert to a float tensor of shape `(batch, size)`, or raise a ValueError."""
-        params = samplers.float_tensor(params)
-        if len(params.shape) != 2 or params.shape[1] != self.size:
-            raise ValueError(
-                f"Expected params of shape (batch, {self.size}) for the {self.name!r} transform: "
-                f"{', '.join(self.parameters)}. Received: params.shape={tuple(params.shape)}"
-            )
-        return params
-
-
-def _translation(x: Any, y: Any, *, aspect: float) -> Any:
-    one = ops.ones_like(x)
-    return (one, 0 * one, x), (0 * one, one, y)
-
-
-def _attention(scale: Any, x: Any, y: Any, *, aspect: float) -> Any:
-    return (scale, ops.zeros_like(scale), x), (ops.zeros_like(scale), scale, y)
-
-
-def _similarity(scale: Any, angle: Any, x: Any, y: Any, *, aspect: float) -> Any:
-    cos, sin = _cos_sin(angle)
-    along, across = scale * cos, scale * sin
-    return (along, -across / aspect, x), (across * aspect, along, y)
-
-
-def _cos_sin(angle: Any) -> tuple[Any, Any]:
-    if not samplers.is_float64(angle):
-        return ops.cos(angle), ops.sin(angle)
-    # Keras rounds float64 to float32 here on JAX. So: the Taylor series of a sixteenth of the
-    # angle, less than 0.2, which is exact to 1e-16; then the angle is doubled four times.
-    turns = samplers.floor(angle / (2 * np.pi) + 0.5)
-    t = (angle - 2 * np.pi * turns) / 16
-    cos = sum((-1) ** k * t ** (2 * k) / math.factorial(2 * k) for k in range(7))
-    sin = sum((-1) ** k * t ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(7))
-    for _ in range(4):
-        cos, sin = cos * cos - sin * sin, 2 * cos * sin
-    return cos, sin
-
-
-def _affine(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, *, aspect: float) -> Any:
-    return (a, b, c), (d, e, f)
-
-
-TRANSFORMS: dict[str, Transform] = {
-    family.name: family
+_FAMILIES: dict[tuple[str, int], Transform] = {
+    (family.name, family.dimensions): family
     for family in (
-        Transform("translation", ("x", "y"), (0, 0), _translation),
-        Transform("attention", ("scale", "x", "y"), (1, 0, 0), _attention),
-        Transform("similarity", ("scale", "angle", "x", "y"), (1, 0, 0, 0), _similarity),
-        Transform("affine", ("a", "b", "c", "d", "e", "f"), (1, 0, 0, 0, 1, 0), _affine),
+        *families.LINEAR,
+        deformations.ThinPlateSpline(4),
+        deformations.Flow(7),
+        deformations.Diffeomorphic(5),
+        deformations.Flow(4, dimensions=3),
+        deformations.Diffeomorphic(4, dimensions=3),
     )
 }
-"""All families by name, from the least to the most free."""
+
+TRANSFORMS: dict[str, Transform] = {
+    name: family for (name, dimensions), family in _FAMILIES.items() if dimensions == 2
+}
+"""The families of images by name, the least free first; `get_transform` has those of volumes."""
 
 
-def get_transform(transform: str | Transform) -> Transform:
+def get_transform(transform: str | Transform, *, dimensions: int = 2) -> Transform:
     """Return a family by name; a family is returned as it is.
 
     Args:
         transform: A name in `TRANSFORMS`, or a family.
+        dimensions: 2 for images, 3 for volumes.
 
     Returns:
         The family.
 
     Raises:
-        ValueError: If there is no such family.
+        ValueError: If there is no such family for so many dimensions.
 
     Example:
-        >>> get_transform("affine").size
-        6
+        >>> get_transform("affine").size, get_transform("affine", dimensions=3).size
+        (6, 12)
     """
     if isinstance(transform, Transform):
-        return transform
-    if isinstance(transform, str) and transform in TRANSFORMS:
-        return TRANSFORMS[transform]
+        if transform.dimensions == dimensions:
+            return transform
+    elif isinstance(transform, str) and (transform, dimensions) in _FAMILIES:
+        return _FAMILIES[transform, dimensions]
+    names = tuple(name for name, n in _FAMILIES if n == dimensions)
+    kind = {2: "images", 3: "volumes"}.get(dimensions, "2 or 3 dimensions")
     raise ValueError(
-        f"Expected transform to be one of {tuple(TRANSFORMS)}, or a Transform. "
-        f"Received: transform={transform!r}"
+        f"Expected transform to be one of {names}, or a Transform for {kind}. "
+        f"Received: transform={transform!r}, dimensions={dimensions}"
     )
+
+
+@keras.saving.register_keras_serializable(package="stn")
+class Composition(Transform):
+    """Several transformations after one another, sampled once.
+
+    `warp(images, [a, b], Composition([f, g]))` is what `warp(warp(images, a, f), b, g)` would be
+    without sampling twice. Its parameters are those of the parts, in order.
+
+    Args:
+        transforms: Families or their names, the one applied to the image first comes first.
+        dimensions: 2 for images, 3 for volumes.
+
+    Raises:
+        ValueError: If there is none, or they are not of the same number of dimensions.
+
+    Example:
+        >>> family = Composition(["similarity", "tps"])
+        >>> family.size, family.name
+        (36, 'similarity+tps')
+    """
+
+    def __init__(self, transforms: Iterable[str | Transform], *, dimensions: int = 2):
+        self.transforms = tuple(get_transform(t, dimensions=dimensions) for t in transforms)
+        if not self.transforms:
+            raise ValueError("Expected at least one transform. Received: transforms=()")
+        super().__init__(
+            "+".join(t.name for t in self.transforms),
+            [f"{t.name}{i}_{p}" for i, t in enumerate(self.transforms) for p in t.parameters],
+            [value for t in self.transforms for value in t.identity],
+            dimensions=dimensions,
+            limits=list(dict.fromkeys(limit for t in self.transforms for limit in t.limits)),
+        )
+
+    def split(self, params: Any) -> list[Any]:
+        """The parameters of each part."""
+        ends = list(itertools.accumulate(t.size for t in self.transforms))
+        return [params[:, end - t.size : end] for t, end in zip(self.transforms, ends, strict=True)]
+
+    def move(self, params: Any, points: Any, size: Any, align_corners: bool) -> Any:
+        """See `Transform.move`."""
+        parts = zip(self.transforms, self.split(params), strict=True)
+        for transform, part in reversed(list(parts)):
+            points = transform.move(part, points, size, align_corners)
+        return points
+
+    def move_back(
+        self, params: Any, points: Any, *, size: Any = None, align_corners: bool = False
+    ) -> Any:
+        """See `Transform.move_back`."""
+        params, points = self.check_points(params, points)
+        for transform, part in zip(self.transforms, self.split(params), strict=True):
+            points = transform.move_back(part, points, size=size, align_corners=align_corners)
+        return points
+
+    def bound(
+        self, offset: Any, bounds: Any = None, *, size: Any = None, align_corners: bool = False
+    ) -> Any:
+        """See `Transform.bound`; every part takes the bounds it knows."""
+        return ops.concatenate(
+            [
+                t.bound(part, bounds, size=size, align_corners=align_corners)
+                for t, part in zip(self.transforms, self.split(self.check(offset)), strict=True)
+            ],
+            axis=-1,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, for saving."""
+        return {
+            "transforms": [serialize(transform) for transform in self.transforms],
+            "dimensions": self.dimensions,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Composition:
+        """Create the family from what `get_config` returned."""
+        parts = [deserialize(part) for part in config["transforms"]]
+        return cls(parts, dimensions=config["dimensions"])
+
+
+def serialize(transform: Transform) -> Any:
+    """A family as something JSON can hold: its name, or the configuration of an object.
+
+    Raises:
+        ValueError: If it is neither in the table nor has a `get_config`.
+    """
+    if _FAMILIES.get((transform.name, transform.dimensions)) is transform:
+        return transform.name
+    if not hasattr(transform, "get_config"):
+        raise ValueError(
+            f"Expected a transform out of {tuple(TRANSFORMS)}, or one with get_config and "
+            "registered with keras.saving.register_keras_serializable, to save the layer. "
+            f"Received: transform={transform!r}"
+        )
+    return keras.saving.serialize_keras_object(transform)
+
+
+def deserialize(config: Any) -> Any:
+    """The family, or its name, from what `serialize` returned."""
+    return keras.saving.deserialize_keras_object(config) if isinstance(config, dict) else config
 
 
 def warp(
@@ -197,21 +170,23 @@ def warp(
     output_size: int | Iterable[int] | None = None,
     sampler: str = "bilinear",
     padding: str = "zeros",
-    fill_value: float = 0.0,
+    fill_value: float | Iterable[float] = 0.0,
     align_corners: bool = False,
     data_format: str | None = None,
 ) -> Any:
-    """Transform a batch of images, each with its own parameters.
+    """Transform a batch of images or volumes, each with its own parameters.
 
     The identity returns the images themselves, exactly, at every size and in every padding.
 
     Args:
-        images: `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
-            `data_format="channels_first"`; any float or integer type.
+        images: `(batch, height, width, channels)`, or a volume `(batch, depth, height, width,
+            channels)`; with `data_format="channels_first"` the channels follow the batch. Any
+            float or integer type.
         params: `(batch, size)`; see `TRANSFORMS` for what they mean.
-        transform: A family or its name.
-        output_size: `(height, width)` of the result, or one number for both; the size of
-            `images` by default. The result always spans the same region whatever its size.
+        transform: A family or its name; for volumes, names are those of three dimensions.
+        output_size: `(height, width)` or `(depth, height, width)` of the result, or one number
+            for all; the size of `images` by default. The result always spans the same region
+            whatever its size.
         sampler: See `stn.sample`.
         padding: See `stn.sample`.
         fill_value: See `stn.sample`.
@@ -231,13 +206,14 @@ def warp(
         >>> np.asarray(warp(image, one_pixel, "translation")).ravel().tolist()
         [1.0, 2.0, 0.0]
     """
-    images, transform = ops.convert_to_tensor(images), get_transform(transform)
+    images = ops.convert_to_tensor(images)
     samplers.check_options(sampler, padding, fill_value)
-    params = transform.check(params)
-    samplers.check_batches(images, "params", params)
     size = samplers.image_size(images, data_format)
-    output_size = check_output_size(output_size) or size
-    points = sampling_points(params, transform, size, output_size, align_corners)
+    family = get_transform(transform, dimensions=len(size))
+    params = family.check(params)
+    samplers.check_batches(images, "params", params)
+    output_size = check_output_size(output_size, len(size)) or size
+    points = sampling_points(params, family, size, output_size, align_corners)
     return sample_displaced(
         images,
         points,
@@ -252,8 +228,8 @@ def warp(
 def sampling_points(
     params: Any,
     transform: Transform,
-    size: tuple[int, int],
-    output_size: tuple[int, int],
+    size: tuple[int, ...],
+    output_size: tuple[int, ...],
     align_corners: bool,
 ) -> Any:
     """The sampling grid: where in the input each output pixel is read.
@@ -261,16 +237,16 @@ def sampling_points(
     Args:
         params: `(batch, transform.size)` tensor.
         transform: The family.
-        size: `(height, width)` of the input.
-        output_size: `(height, width)` of the output.
+        size: `(height, width)` or `(depth, height, width)` of the input.
+        output_size: The same of the output.
         align_corners: Corner convention, see `stn.grids`.
 
     Returns:
-        Normalized points `(batch, *output_size, 2)`.
+        Normalized points `(batch, *output_size, len(size))`.
     """
     dtype = keras.backend.standardize_dtype(params.dtype)
     regular = grids.regular(output_size, align_corners)[None].astype(dtype)
-    return transform(params, regular, aspect=grids.aspect(size, align_corners))
+    return transform(params, regular, size=size, align_corners=align_corners)
 
 
 def sample_displaced(images: Any, points: Any, *, align_corners: bool, **options: Any) -> Any:
@@ -282,30 +258,154 @@ def sample_displaced(images: Any, points: Any, *, align_corners: bool, **options
 
     Args:
         images: Tensor, as in `stn.sample`.
-        points: `(batch, height, width, 2)` from `sampling_points`.
+        points: `(batch, height, width, 2)`, or the like for volumes, from `sampling_points`.
         align_corners: Corner convention, see `stn.grids`.
         **options: The other keywords of `stn.sample`, all of them.
     """
-    height, width = samplers.image_size(images, options["data_format"])
+    size = samplers.image_size(images, options["data_format"])
     dtype = keras.backend.standardize_dtype(points.dtype)
-    regular = grids.regular(tuple(points.shape[1:3]), align_corners)
+    regular = grids.regular(tuple(points.shape[1:-1]), align_corners)
     displacement = points - ops.convert_to_tensor(regular, dtype)
-    x, y = (
-        displacement[..., axis] * grids.half_extent(size, align_corners)
-        + ops.convert_to_tensor(grids.to_pixel(regular[..., axis], size, align_corners), dtype)
-        for axis, size in ((0, width), (1, height))
-    )
-    return samplers.sample_pixels(images, x, y, align_corners=align_corners, **options)
+    coordinates = [
+        displacement[..., axis] * grids.half_extent(length, align_corners)
+        + ops.convert_to_tensor(grids.to_pixel(regular[..., axis], length, align_corners), dtype)
+        for axis, length in enumerate(reversed(size))
+    ]
+    return samplers.sample_pixels(images, coordinates, align_corners=align_corners, **options)
 
 
-def check_output_size(output_size: int | Iterable[int] | None) -> tuple[int, int] | None:
-    """Return an output size as `(height, width)`, or None; raise a ValueError if it is neither."""
+def transform_points(
+    points: Any,
+    params: Any,
+    transform: str | Transform = "affine",
+    *,
+    inverse: bool = False,
+    size: Iterable[int] | None = None,
+    output_size: int | Iterable[int] | None = None,
+    pixels: bool = False,
+    align_corners: bool = False,
+) -> Any:
+    """Carry points between a straightened image and the original it was read from.
+
+    Points of the output of `warp` go to where they were read in the input, as the transform maps
+    them; with `inverse=True` points of the input go to where they are seen in the output. Back is
+    in closed form for all families that are matrices and for the diffeomorphic one, and by
+    Newton's method for thin-plate splines and flows (`Transform.move_back`), part by part for
+    compositions.
+
+    Args:
+        points: `(batch, ..., 2)` `(x, y)`, or `(batch, ..., 3)` `(x, y, z)` in volumes; a batch
+            of 1 is used for all parameters.
+        params: `(batch, size)`, or `(1, size)` for all points.
+        transform: A family or its name.
+        inverse: From input to output.
+        size: `(height, width)` or `(depth, height, width)` of the input. Needed with `pixels`,
+            and for families that turn on images that are not square.
+        output_size: The same of the output, or one number for all; as `size` by default.
+        pixels: Whether points are in pixels, 0 at the center of the first pixel, rather than
+            normalized.
+        align_corners: Corner convention, see `stn.grids`.
+
+    Returns:
+        Points of the same kind and shape as given. NaN where none was found.
+
+    Raises:
+        ValueError: On a shape that does not fit, or `pixels` without `size`.
+
+    Example:
+        >>> import numpy as np
+        >>> zoom = np.array([[0.5, 0.0, 0.0]])
+        >>> corner = np.array([[0.0, 0.0]])
+        >>> np.asarray(transform_points(corner, zoom, "attention", size=(8, 8), pixels=True)).tolist()
+        [[1.75, 1.75]]
+    """
+    points = samplers.float_tensor(points)
+    if len(points.shape) < 2 or points.shape[-1] not in (2, 3):
+        samplers.check_points(points, 2)
+    family = get_transform(transform, dimensions=points.shape[-1])
+    input_size = check_output_size(size, family.dimensions, "size")
+    output_size = check_output_size(output_size, family.dimensions) or input_size
+    if pixels and input_size is None:
+        raise ValueError("Expected size with pixels=True. Received: size=None")
+    source, target = (input_size, output_size) if inverse else (output_size, input_size)
+    if pixels:
+        points = _convert(points, source, align_corners, grids.to_normalized)
+    options = {"size": input_size, "align_corners": align_corners}
+    moved = (family.move_back if inverse else family)(params, points, **options)
+    return _convert(moved, target, align_corners, grids.to_pixel) if pixels else moved
+
+
+def _convert(points: Any, size: Any, align_corners: bool, to: Any) -> Any:
+    columns = [
+        to(points[..., axis], length, align_corners) for axis, length in enumerate(reversed(size))
+    ]
+    return ops.stack(columns, axis=-1)
+
+
+def transform_boxes(
+    boxes: Any,
+    params: Any,
+    transform: str | Transform = "affine",
+    **options: Any,
+) -> Any:
+    """Carry boxes between a straightened image and the original, as `transform_points` does points.
+
+    Args:
+        boxes: `(batch, ..., 4)`: `(x_min, y_min, x_max, y_max)`, or `(batch, ..., 6)` in volumes:
+            `(x_min, y_min, z_min, x_max, y_max, z_max)`.
+        params: `(batch, size)`.
+        transform: A family or its name.
+        **options: The keywords of `transform_points`.
+
+    Returns:
+        The smallest upright boxes that hold the carried ones, in the same form: exactly for
+        affine families; for others the edges are followed at seventeen points each.
+
+    Raises:
+        ValueError: On a shape that does not fit, or as `transform_points`.
+
+    Example:
+        >>> import numpy as np
+        >>> quarter_turn = np.array([[np.pi / 2]])
+        >>> box = np.array([[-0.5, -0.25, 0.5, 0.25]])
+        >>> np.round(np.asarray(transform_boxes(box, quarter_turn, "rotation")), 5).tolist()
+        [[-0.25, -0.5, 0.25, 0.5]]
+    """
+    boxes = samplers.float_tensor(boxes)
+    if len(boxes.shape) < 2 or boxes.shape[-1] not in (4, 6):
+        raise ValueError(
+            "Expected boxes of shape (batch, ..., 4), or (batch, ..., 6) in volumes. "
+            f"Received: boxes.shape={tuple(boxes.shape)}"
+        )
+    n = boxes.shape[-1] // 2
+    steps = np.stack(np.meshgrid(*[np.linspace(0, 1, 17)] * n, indexing="ij"), -1).reshape(-1, n)
+    steps = steps[((steps == 0) | (steps == 1)).any(axis=1)]  # the surface
+    dtype = keras.backend.standardize_dtype(boxes.dtype)
+    steps = ops.convert_to_tensor(steps, dtype)
+    low, high = ops.expand_dims(boxes[..., :n], -2), ops.expand_dims(boxes[..., n:], -2)
+    moved = transform_points(low + (high - low) * steps, params, transform, **options)
+    return ops.concatenate([ops.min(moved, axis=-2), ops.max(moved, axis=-2)], axis=-1)
+
+
+def freeze_size(size: Any, name: str = "output_size") -> Any:
+    """A size as a tuple, a number or None; raise a ValueError if it cannot be one of any image."""
+    if isinstance(size, Iterable) and not isinstance(size, str):
+        size = tuple(size)
+        return check_output_size(size, 3 if len(size) == 3 else 2, name)
+    return check_output_size(size, 1, name) and int(size)
+
+
+def check_output_size(
+    output_size: int | Iterable[int] | None, dimensions: int, name: str = "output_size"
+) -> tuple[int, ...] | None:
+    """Return a size with one number per axis, or None; raise a ValueError if it is neither."""
     if output_size is None:
         return None
-    size = tuple(output_size) if isinstance(output_size, Iterable) else (output_size,) * 2
-    if len(size) != 2 or not all(isinstance(n, int | np.integer) and n >= 1 for n in size):
+    size = tuple(output_size) if isinstance(output_size, Iterable) else (output_size,) * dimensions
+    if len(size) != dimensions or not all(isinstance(n, int | np.integer) and n >= 1 for n in size):
+        axes = "(depth, height, width)" if dimensions == 3 else "(height, width)"
         raise ValueError(
-            "Expected output_size to be (height, width), at least 1 each, or one number. "
-            f"Received: output_size={output_size!r}"
+            f"Expected {name} to be {axes}, at least 1 each, or one number. "
+            f"Received: {name}={output_size!r}"
         )
-    return int(size[0]), int(size[1])
+    return tuple(int(n) for n in size)
