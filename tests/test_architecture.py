@@ -23,6 +23,7 @@ LIBRARY = (
     "filters",
     "samplers",
     "families",
+    "matrices",
     "deformations",
     "transforms",
     "layers",

@@ -10,13 +10,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from stn import deformations, families, grids, samplers
+from stn import deformations, grids, matrices, samplers
 from stn.families import Transform
 
 _FAMILIES: dict[tuple[str, int], Transform] = {
     (family.name, family.dimensions): family
     for family in (
-        *families.LINEAR,
+        *matrices.MATRICES,
         deformations.ThinPlateSpline(4),
         deformations.Flow(7),
         deformations.Diffeomorphic(5),
@@ -315,8 +315,8 @@ def transform_points(
     Example:
         >>> import numpy as np
         >>> zoom = np.array([[0.5, 0.0, 0.0]])
-        >>> corner = np.array([[0.0, 0.0]])
-        >>> np.asarray(transform_points(corner, zoom, "attention", size=(8, 8), pixels=True)).tolist()
+        >>> options = {"size": (8, 8), "pixels": True}
+        >>> np.asarray(transform_points(np.zeros((1, 2)), zoom, "attention", **options)).tolist()
         [[1.75, 1.75]]
     """
     points = samplers.float_tensor(points)
