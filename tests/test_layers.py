@@ -162,6 +162,10 @@ def test_config_round_trip(localization):
         "data_format": "channels_first",
         "return_params": True,
         "identity_penalty": 0.5,
+        "bounds": {"scale": (0.5, 2.0)},
+        "heads": 2,
+        "iterations": 2,
+        "localization_size": (8, 9),
         "name": "straighten",
         "dtype": "mixed_bfloat16",
         "trainable": False,
@@ -219,6 +223,188 @@ def test_saved_model_with_several_transformers(tmp_path):
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
     model.load_weights(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        stn.ThinPlateSpline(3, regularization=0.1),
+        stn.ThinPlateSpline([[-1, -1], [1, -1], [0, 1], [0.2, 0.1]]),
+        stn.Flow((3, 5)),
+        stn.Diffeomorphic(3, steps=2),
+        stn.Composition(["similarity", stn.ThinPlateSpline(2)]),
+    ],
+    ids=lambda family: family.name,
+)
+def test_saved_model_with_a_family_of_its_own(family, tmp_path):
+    inputs = keras.Input((12, 10, 2))
+    model = keras.Model(inputs, transformer(family, "mlp")(inputs))
+    shake(model, spread=0.1)
+    before = model.predict(IMAGES, verbose=0)
+    assert np.abs(before - IMAGES).max() > 0.1
+    again = save_and_load(model, tmp_path)
+    np.testing.assert_array_equal(again.predict(IMAGES, verbose=0), before)
+
+
+def test_a_family_that_cannot_be_saved():
+    class Shift(stn.Transform):
+        def __init__(self):
+            super().__init__("shift", ("x",), (0,))
+
+        def move(self, params, points, size, align_corners):
+            return points + ops.reshape(params[:, 0], (-1,) + (1,) * (len(points.shape) - 1))
+
+    layer = transformer(Shift(), "mlp")
+    np.testing.assert_array_equal(numpy(layer(IMAGES)), IMAGES)
+    with pytest.raises(ValueError, match=r"(?s)^Expected .*get_config.*Received: .*'shift'"):
+        layer.get_config()
+
+
+# --- bounds, heads, iterations -------------------------------------------------------------------
+
+
+def test_bounds_hold_and_the_start_is_the_identity():
+    bounds = {"scale": 1.5, "angle": 0.3, "shear": 0.1, "shift": (-0.1, 0.2)}
+    layer = transformer("affine", "mlp", bounds=bounds, return_params=True)
+    np.testing.assert_array_equal(numpy(layer(IMAGES)[0]), IMAGES)
+    shake(layer, spread=1e4)
+    _, params, _ = layer(IMAGES)
+    matrix = numpy(params).astype("float64").reshape(-1, 2, 3)
+    assert matrix[:, :, 2].min() > -0.2001
+    assert matrix[:, :, 2].max() < 0.4001
+    extent = np.array([10, 12]) / 2  # in pixels the first column is turned and scaled, no more
+    column = matrix[:, :, 0] * extent / extent[0]
+    assert np.abs(np.arctan2(column[:, 1], column[:, 0])).max() < 0.3001
+    scale = np.hypot(*column.T)
+    assert scale.min() > 1 / 1.5001
+    assert scale.max() < 1.5001
+
+
+def test_heads_are_independent_and_have_their_own_size():
+    sizes = [(4, 5), None, 3]
+    layer = transformer("attention", "mlp", heads=3, output_size=sizes, return_params=True)
+    layer.build(IMAGES.shape)
+    shake(layer)
+    results = layer(IMAGES)
+    assert [tuple(r[0].shape) for r in results] == [(5, 4, 5, 2), (5, 12, 10, 2), (5, 3, 3, 2)]
+    expected = [[tuple(x.shape) for x in result] for result in results]
+    assert [list(shapes) for shapes in layer.compute_output_shape(IMAGES.shape)] == expected
+    assert len({numpy(params).tobytes() for _, params, _ in results}) == 3
+    for (images, params, _), size in zip(results, sizes, strict=True):
+        again = stn.warp(IMAGES, params, "attention", output_size=size, data_format="channels_last")
+        np.testing.assert_allclose(numpy(images), numpy(again), rtol=0, atol=1e-5)
+    config = layer.get_config()
+    assert stn.SpatialTransformer.from_config(config).get_config() == config
+
+
+def test_a_model_of_two_heads_learns_and_loads(tmp_path):
+    inputs = keras.Input((12, 10, 2))
+    parts = transformer("attention", "cnn", heads=2, output_size=6)(inputs)
+    x = layers.Concatenate()([layers.Flatten()(part) for part in parts])
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    train_twice(model)
+    before = model.predict(IMAGES, verbose=0)
+    again = save_and_load(model, tmp_path)
+    np.testing.assert_array_equal(again.predict(IMAGES, verbose=0), before)
+
+
+@pytest.mark.parametrize("options", [{}, {"localization_size": 6}, {"heads": 2}])
+def test_iterations_look_again_and_compose(options):
+    family, options = stn.get_transform("similarity"), {"return_params": True, **options}
+    once = transformer("similarity", "mlp", **options)
+    twice = transformer("similarity", once.localization or "mlp", iterations=2, **options)
+    for layer in (once, twice):
+        layer.build(IMAGES.shape)
+    shake(once)
+    twice.set_weights(once.get_weights())
+    first, second = once(IMAGES), twice(IMAGES)
+    for i, (start, found) in enumerate(
+        zip(*((first, second) if once.heads > 1 else ([first], [second])), strict=True)
+    ):
+        # The network looks at what it has straightened so far, whatever that looks like.
+        change = once(start[0])
+        change = (change[i] if once.heads > 1 else change)[1]
+        expected = family.compose(start[1], change, size=(12, 10))
+        tolerance = 0.05 if "localization_size" in options else 1e-5  # shrunk before, or after
+        np.testing.assert_allclose(numpy(found[1]), numpy(expected), rtol=0, atol=tolerance)
+    train_twice(
+        keras.Sequential(
+            [
+                keras.Input((12, 10, 2)),
+                transformer("similarity", "mlp", iterations=3, localization_size=6),
+                layers.Flatten(),
+                layers.Dense(3),
+            ]
+        )
+    )
+
+
+def test_localization_sees_a_shrunk_copy_and_the_output_stays_sharp():
+    layer = transformer("affine", "sequential", localization_size=(3, 4))
+    np.testing.assert_array_equal(numpy(layer(IMAGES)), IMAGES)
+    assert tuple(layer.localization.input_shape[1:]) == (3, 4, 2)
+    first = transformer("affine", "cnn", localization_size=6, data_format="channels_first")
+    np.testing.assert_array_equal(
+        numpy(first(IMAGES.transpose(0, 3, 1, 2))), IMAGES.transpose(0, 3, 1, 2)
+    )
+
+
+@pytest.mark.parametrize("transform", ["affine", "rigid", "flow"])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_volumes(transform, data_format):
+    volumes = np.random.default_rng(0).normal(size=(2, 4, 6, 5, 1)).astype("float32")
+    if data_format == "channels_first":
+        volumes = np.moveaxis(volumes, -1, 1)
+    localization = "cnn" if data_format == "channels_last" else "mlp"
+    layer = transformer(transform, localization, data_format=data_format, return_params=True)
+    outputs, params, grid = layer(volumes)
+    np.testing.assert_array_equal(numpy(outputs), volumes)
+    assert layer.transform is stn.get_transform(transform, dimensions=3)
+    assert params.shape == (2, layer.transform.size)
+    assert tuple(grid.shape) == (2, 4, 6, 5, 3)
+    config = layer.get_config()
+    again = stn.SpatialTransformer.from_config(config)
+    again.build(volumes.shape)
+    assert again.get_config() == config
+
+
+def test_a_volume_model_learns_and_loads(tmp_path):
+    volumes = np.random.default_rng(0).normal(size=(5, 4, 6, 5, 1)).astype("float32")
+    inputs = keras.Input((4, 6, 5, 1))
+    x = transformer("rigid", "cnn", output_size=(4, 3, 3))(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    model.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=JIT)
+    losses = [float(model.train_on_batch(volumes, np.ones((5, 3)))) for _ in range(3)]
+    assert losses[2] < losses[0]
+    before = model.predict(volumes, verbose=0)
+    again = save_and_load(model, tmp_path)
+    np.testing.assert_array_equal(again.predict(volumes, verbose=0), before)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_probe_shows_what_the_layer_does(heads):
+    inputs = keras.Input((12, 10, 2))
+    x = layers.Rescaling(0.5)(inputs)
+    x = transformer("similarity", "mlp", heads=heads, output_size=6, name="straighten")(x)
+    model = keras.Model(inputs, x)
+    shake(model)
+    seen = stn.probe(model, "straighten").predict(IMAGES, verbose=0)
+    straight = model.predict(IMAGES, verbose=0)
+    for i in range(heads):
+        images, params, grid, inverse = (
+            seen[key] if heads == 1 else seen[key][i]
+            for key in ("images", "params", "grid", "inverse")
+        )
+        np.testing.assert_array_equal(images, straight if heads == 1 else straight[i])
+        assert params.shape == (5, 4)
+        assert grid.shape == (5, 6, 6, 2)
+        assert inverse.shape == (5, 12, 10, 2)
+        # From the output to the input, and back.
+        there = stn.transform_points(inverse, params, "similarity", size=(12, 10))
+        expected = np.broadcast_to(stn.grids.regular((12, 10)), inverse.shape)
+        np.testing.assert_allclose(numpy(there), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"(?s)^Expected .*Received: .*Rescaling"):
+        stn.probe(model, model.layers[1].name)
 
 
 # --- ways to use it ------------------------------------------------------------------------------
@@ -389,6 +575,16 @@ def test_learns_to_undo_a_shift(transform):
         ({"padding": "wrap"}, "padding='wrap'"),
         ({"fill_value": 1.0}, r"fill_value=1\.0"),
         ({"data_format": "NHWC"}, "data_format='NHWC'"),
+        ({"fill_value": [1.0, 2.0]}, r"fill_value=\[1\.0, 2\.0\]"),
+        ({"padding": "constant", "fill_value": "red"}, "fill_value='red'"),
+        ({"bounds": {"angle": 0.5}, "transform": "translation"}, "bounds="),
+        ({"bounds": {"scale": (1.2, 2)}}, "bounds="),
+        ({"bounds": {"shift": -0.5}}, "bounds="),
+        ({"heads": 0}, "heads=0"),
+        ({"heads": 3, "output_size": [(2, 2), (3, 3)]}, "output_size="),
+        ({"iterations": 1.5}, r"iterations=1\.5"),
+        ({"iterations": 2, "transform": "tps"}, "'tps'"),
+        ({"localization_size": 0}, "localization_size=0"),
     ],
 )
 def test_errors_of_the_constructor(wrong, match):

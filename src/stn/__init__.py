@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "grids":  # the module that owns the coordinates; the others' names are all here
+        return import_module("stn.grids")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'stn' has no attribute {name!r}")
     value = getattr(import_module(_HOME_OF[name]), name)

@@ -27,7 +27,8 @@ class Transform:
         dimensions: 2 for images, 3 for volumes.
         limits: What `bounds` can limit: see `bound`.
 
-    A new family is a subclass that calls `__init__` and defines `move`.
+    A new family is a subclass that calls `__init__` and defines `move`; with `get_config`, and
+    registered with `keras.saving.register_keras_serializable`, it can be saved in a layer.
 
     Example:
         >>> from stn import get_transform
@@ -53,6 +54,11 @@ class Transform:
 
     def __repr__(self) -> str:
         return f"<Transform {self.name!r} of {self.size} parameters, {self.dimensions}-D>"
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Transform:
+        """Create the family from what its `get_config` returned."""
+        return cls(**config)
 
     @property
     def size(self) -> int:

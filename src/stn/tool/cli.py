@@ -321,22 +321,28 @@ def data_show(
     split: Annotated[str, typer.Option(help="train or test.")] = "test",
     count: Annotated[int, typer.Option(min=1, max=1000, help="Number of images.")] = 64,
     image_size: Annotated[int | None, typer.Option(help="Resize images of a folder.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the images.")] = 42,
+    distort: Annotated[str, typer.Option(help="Distortion.")] = "none",
+    seed: Annotated[int, typer.Option(min=0, help="Chooses and distorts the images.")] = 42,
 ) -> None:
-    """Draw some images of a data set, with their labels, as they are before any distortion."""
+    """Draw some images of a data set, with their labels; undistorted unless asked."""
     import numpy as np
 
     from stn.tool import data, pictures
+    from stn.tool.data import distortions
 
+    distort = config.Config(distort=distort).distort or "none"
+    if distort != "none":
+        _start_backend(None)
     loaded = data.load(name, data_dir=data_dir, splits=(split,), image_size=image_size, seed=seed)
     images = getattr(loaded, split)
     images = images.take(np.random.default_rng(seed).permutation(len(images))[:count])
+    distorted = "" if distort == "none" else f", {distort} distortion"
     picture = pictures.draw_frame(
-        images.images,
+        distortions.distort_all(images.images, distortions.DISTORTIONS[distort], seed),
         None,
         None,
         title=name,
-        subtitle=f"{len(images)} images of the {split} split",
+        subtitle=f"{len(images)} images of the {split} split{distorted}",
         captions=[loaded.class_names[label] for label in images.labels],
         columns=16,
         legend=False,

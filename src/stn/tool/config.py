@@ -48,7 +48,7 @@ class Config(pydantic.BaseModel):
         None, ge=1, description="Resize images of a folder to this many pixels square."
     )
     color: Literal["auto", "grey", "rgb"] = Field("auto", description="Channels of folder images.")
-    distort: Literal["none", "R", "RTS", "T", "TC"] | None = Field(
+    distort: Literal["none", "R", "RTS", "P", "E", "T", "TC"] | None = Field(
         None,
         description="Distortion, after Jaderberg et al. 2015; the usual one of the data if unset.",
     )
@@ -60,14 +60,29 @@ class Config(pydantic.BaseModel):
     )
 
     model: Literal["compact", "reference"] = Field("compact", description="Architecture.")
-    transform: Literal["translation", "attention", "similarity", "affine", "none"] = Field(
+    transform: Literal[
+        "translation",
+        "rotation",
+        "rigid",
+        "attention",
+        "scaling",
+        "similarity",
+        "affine",
+        "projective",
+        "tps",
+        "flow",
+        "diffeomorphic",
+        "none",
+    ] = Field(
         "affine", description="Family of transformations; none: the control without transformer."
     )
     output_size: int | None = Field(
         None, ge=1, description="Size of the straightened image; the undistorted size if unset."
     )
-    sampler: Literal["bilinear", "nearest"] = Field("bilinear", description="Sampler.")
-    padding: Literal["zeros", "border", "reflection"] = Field(
+    sampler: Literal[
+        "nearest", "bilinear", "bicubic", "lanczos3", "antialiased", "linearized"
+    ] = Field("bilinear", description="How the transformer reads between pixels.")
+    padding: Literal["zeros", "border", "reflection", "circular", "inward"] = Field(
         "zeros", description="What the transformer reads outside the image."
     )
 
