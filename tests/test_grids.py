@@ -57,34 +57,40 @@ def test_regular_grid_is_shared_and_cannot_be_changed():
         grid[0, 0, 0] = 0
 
 
-# PyTorch warns that one-pixel axes were different before its version 1.3.
-@pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid:UserWarning")
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_regular_grid_is_that_of_torch(align_corners):
-    torch = pytest.importorskip("torch")
-    identity = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]], dtype=torch.float64)
-    for size in ((1, 1), (1, 7), (4, 1), (31, 20)):
-        theirs = torch.nn.functional.affine_grid(identity, (1, 1, *size), align_corners)
-        np.testing.assert_allclose(
-            grids.regular(size, align_corners), theirs[0].numpy(), rtol=0, atol=1e-15
-        )
+@given(size=st.tuples(*[st.integers(1, 12)] * 3), align_corners=st.booleans())
+def test_regular_grid_of_a_volume_is_x_y_z(size, align_corners):
+    grid = grids.regular(size, align_corners)
+    assert grid.shape == (*size, 3)
+    axes = [grids.to_normalized(np.arange(n), n, align_corners) for n in size]
+    for point in np.ndindex(size):
+        expected = [axis[i] for axis, i in zip(axes, point, strict=True)][::-1]
+        np.testing.assert_array_equal(grid[point], expected)
 
 
 @pytest.mark.parametrize(
     ("size", "align_corners", "expected"),
     [
-        ((20, 40), False, 2),
-        ((40, 20), False, 0.5),
-        ((3, 5), True, 2),
-        ((28, 28), True, 1),
-        ((1, 9), False, 9),
-        ((1, 9), True, 1),
-        ((9, 1), True, 1),
-        ((1, 1), True, 1),
+        ((20, 40), False, (20, 10)),
+        ((40, 20), False, (10, 20)),
+        ((3, 5), True, (2, 1)),
+        ((28, 28), True, (13.5, 13.5)),
+        ((1, 9), False, (4.5, 0.5)),
+        # One pixel has no extent here, and nothing can turn: any number but 0 will do.
+        ((1, 9), True, (4, 4)),
+        ((9, 1), True, (4, 4)),
+        ((1, 1), True, (1, 1)),
+        ((2, 4, 6), False, (3, 2, 1)),
+        ((3, 5, 9), True, (4, 2, 1)),
+        ((1, 5, 9), True, (4, 2, 4)),
+        ((1, 1, 1), True, (1, 1, 1)),
     ],
 )
-def test_aspect(size, align_corners, expected):
-    assert grids.aspect(size, align_corners) == expected
+def test_extents_are_pixels_per_normalized_unit(size, align_corners, expected):
+    assert grids.extents(size, align_corners) == expected
+    for axis, n in enumerate(reversed(size)):
+        if n > 1 or not align_corners:
+            unit = np.diff(grids.to_pixel(np.array([0.0, 1.0]), n, align_corners))
+            assert unit == expected[axis]
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
