@@ -427,8 +427,10 @@ def is_float64(tensor: Any) -> bool:
 
 def floor(values: Any) -> Any:
     """`keras.ops.floor`, but float64 stays: Keras rounds it to float32 on JAX and PyTorch."""
-    low = ops.cast(ops.floor(values), values.dtype)
-    return low - ops.cast(low > values, values.dtype) if is_float64(values) else low
+    if not is_float64(values):
+        return ops.cast(ops.floor(values), values.dtype)
+    low = ops.trunc(values)
+    return low - ops.cast(low > values, values.dtype)
 
 
 def clip(values: Any, low: Any, high: Any) -> Any:
