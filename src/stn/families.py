@@ -365,9 +365,11 @@ def squash(offset: Any, low: float, high: float) -> Any:
         >>> [round(float(x), 3) for x in squash(np.array([-1e6, 0.0, 0.01, 1e6]), -0.5, 0.5)]
         [-0.5, 0.0, 0.01, 0.5]
     """
-    offset = samplers.clip(samplers.float_tensor(offset), -1e18, 1e18)  # squares stay finite
-    scale = ops.where(offset < 0, -low + 0.0 * offset, high + 0.0 * offset)
-    return 2 * offset / (1 + ops.sqrt(1 + 4 * ops.square(offset / scale)))
+    offset = samplers.float_tensor(offset)
+    zero = ops.zeros_like(offset)
+    scale = ops.where(offset < 0, zero - low, zero + high)
+    ratio = samplers.clip(offset / scale, -1e18, 1e18)  # its square stays finite
+    return scale * (2 * ratio / (1 + ops.sqrt(1 + 4 * ops.square(ratio))))
 
 
 def limit(offset: Any, quantity: str, bounds: Mapping[str, tuple[float, float]]) -> Any:
