@@ -6,6 +6,7 @@ scale 0.5 zooms in, and a positive translation in x shows what lies further righ
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -314,17 +315,18 @@ class Transform:
         checked = {}
         for key, value in (bounds or {}).items():
             center = 1.0 if key == "scale" else 0.0
-            try:
-                low, high = value
-            except TypeError:
-                low, high = (1 / value if value else 0, value) if center else (-value, value)
+            low = high = np.nan
+            with contextlib.suppress(TypeError, ValueError):  # refused below
+                if np.ndim(value) == 0:
+                    value = (1 / value if value else 0, value) if center else (-value, value)
+                low, high = (float(n) for n in value)
             if key not in self.limits or not low < center < high or (center and low <= 0):
                 raise ValueError(
                     f"Expected bounds of the {self.name!r} transform for some of {self.limits}, "
                     f"each (low, high) with low < {center:g} < high, or one number. "
                     f"Received: bounds={dict(bounds or {})!r}"
                 )
-            checked[key] = (float(low), float(high))
+            checked[key] = (low, high)
         return checked
 
     def check(self, params: Any) -> Any:
