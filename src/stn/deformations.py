@@ -122,6 +122,8 @@ class ThinPlateSpline(Deformation):
         flat = ops.reshape(influence, (-1, math.prod(shape[1:-1]), shape[-1]))
         if shape[0] == 1:
             moved = ops.einsum("pn,bnd->bpd", flat[0], displacements)
+        elif displacements.shape[0] == 1:
+            moved = ops.einsum("bpn,nd->bpd", flat, displacements[0])
         else:
             moved = ops.einsum("bpn,bnd->bpd", flat, displacements)
         return points + ops.reshape(moved, (-1, *shape[1:-1], 2))
