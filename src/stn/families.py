@@ -370,8 +370,8 @@ def squash(offset: Any, low: float, high: float) -> Any:
     offset = samplers.float_tensor(offset)
     zero = ops.zeros_like(offset)
     scale = ops.where(offset < 0, zero - low, zero + high)
-    ratio = samplers.clip(offset / scale, -1e18, 1e18)  # its square stays finite
-    return scale * (2 * ratio / (1 + ops.sqrt(1 + 4 * ops.square(ratio))))
+    offset = samplers.clip(offset, -1e18 * scale, 1e18 * scale)  # squares stay finite
+    return 2 * offset / (1 + ops.sqrt(1 + 4 * ops.square(offset / scale)))
 
 
 def limit(offset: Any, quantity: str, bounds: Mapping[str, tuple[float, float]]) -> Any:
