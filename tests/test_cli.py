@@ -48,7 +48,12 @@ def test_help_names_every_verb_and_every_key(command):
     assert code == 0
     for key in stn.Config.model_fields:
         assert f"--{key.replace('_', '-')}" in out
-    for text in ("default: compact", "One of: translation, attention", "--resume", "--config"):
+    for text in (
+        "default: compact",
+        "One of: translation, rotation, rigid",
+        "--resume",
+        "--config",
+    ):
         assert text in out
 
 
@@ -79,6 +84,19 @@ def test_data_show(command, tmp_path):
     code, _, err = command("data", "show", "glyphs", "--split", "dev", "--out", tmp_path / "b.png")
     assert code == 2
     assert "Expected" in err
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_data_show_distorted(command, tmp_path):
+    for name in ("none", "E", "RTS"):
+        options = ["--count", 2, "--distort", name, "--out", tmp_path / f"{name}.png"]
+        code, out, err = command("data", "show", "glyphs", *options)
+        assert (code, out, err) == (0, f"{tmp_path / name}.png\n", "")
+    plain, bent, larger = ((tmp_path / f"{n}.png").read_bytes() for n in ("none", "E", "RTS"))
+    assert len({plain, bent, larger}) == 3
+    code, _, err = command("data", "show", "glyphs", "--distort", "X", "--out", tmp_path / "b.png")
+    assert code == 2
+    assert "Expected distort to be 'none', 'R', 'RTS', 'P', 'E', 'T' or 'TC'" in err
     assert not (tmp_path / "b.png").exists()
 
 
@@ -324,7 +342,7 @@ MISTAKES = {
     "another backend": (lambda d: ["--backend", other_backend()], "Expected "),
     "unknown transform": (
         lambda d: ["--transform", "afine"],
-        "'affine' or 'none'. Received: transform='afine'",
+        "'diffeomorphic' or 'none'. Received: transform='afine'",
     ),
     "unknown model": (lambda d: ["--model", "huge"], "'compact' or 'reference'. Received: model="),
     "unknown distortion": (lambda d: ["--distort", "rts"], "Received: distort='rts'"),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import typing
 from importlib import util
 
 import pytest
@@ -64,8 +65,9 @@ def test_key_like_nothing_lists_the_keys():
         ("distort", "RST"),
         ("model", "big"),
         ("transform", "rotate"),
-        ("sampler", "bicubic"),
+        ("sampler", "cubic"),
         ("padding", "mirror"),
+        ("padding", "constant"),
         ("schedule", "step"),
         ("backend", "theano"),
     ],
@@ -76,6 +78,24 @@ def test_wrong_value_names_key_and_value(key, value):
     message = str(caught.value)
     assert message.startswith(f"Expected {key} to be ")
     assert message.endswith(f"Received: {key}={value!r}")
+
+
+def test_choices_are_those_of_the_tables():
+    """Written out in the configuration, which must not import Keras."""
+    import stn
+    from stn import samplers
+    from stn.tool.data.distortions import DISTORTIONS
+
+    def choices(key):
+        kind = Config.model_fields[key].annotation
+        literal = next((k for k in typing.get_args(kind) if typing.get_args(k)), kind)
+        return typing.get_args(literal)
+
+    assert choices("transform") == (*stn.TRANSFORMS, "none")
+    assert choices("sampler") == samplers.SAMPLERS
+    # There is no option for the value that constant needs, and zeros is the same with 0.
+    assert choices("padding") == tuple(p for p in samplers.PADDINGS if p != "constant")
+    assert choices("distort") == tuple(DISTORTIONS)
 
 
 def test_all_mistakes_are_reported_at_once():

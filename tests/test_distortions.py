@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import interpolate, ndimage
 
 from stn.tool.data import distortions
 from stn.tool.data.distortions import DISTORTIONS, Distortion, augmentation, distort_all
@@ -19,6 +20,9 @@ class Drawn:
     def uniform(self, low, high, size):
         place = 0.5 if np.size(self.place) == 2 and np.size(size) == 1 else self.place
         return np.broadcast_to(low + (high - low) * np.asarray(place, float), size)
+
+    def normal(self, mean, deviation, size):
+        return np.full(size, float(mean))
 
 
 def noise(count=8, size=(28, 28), channels=1, seed=0):
@@ -42,7 +46,8 @@ def decompose(params, distortion, size):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("none", 28), ("R", 28), ("RTS", 42), ("T", 60), ("TC", 60)]
+    ("name", "size"),
+    [("none", 28), ("R", 28), ("RTS", 42), ("P", 28), ("E", 28), ("T", 60), ("TC", 60)],
 )
 def test_output_size_is_that_of_the_paper(name, size):
     assert DISTORTIONS[name].output_size((28, 28)) == (size, size)
@@ -51,13 +56,13 @@ def test_output_size_is_that_of_the_paper(name, size):
     assert result.dtype == np.uint8
 
 
-@pytest.mark.parametrize("name", ["R", "RTS", "TC"])
+@pytest.mark.parametrize("name", ["R", "RTS", "P", "E", "TC"])
 def test_not_square_and_in_color(name):
     images = noise(3, size=(10, 16), channels=3)
     images[..., 2] = 0
     result = distort_all(images, DISTORTIONS[name], 0)
     height, width = DISTORTIONS[name].output_size((10, 16))
-    assert (height, width) == {"R": (10, 16), "RTS": (15, 24), "TC": (21, 34)}[name]
+    assert (height, width) == {"RTS": (15, 24), "TC": (21, 34)}.get(name, (10, 16))
     assert result.shape == (3, height, width, 3)
     assert result[..., 2].max() == 0
     assert result[..., :2].max(axis=(1, 2)).min() > 0
@@ -71,7 +76,7 @@ def test_no_distortion_returns_the_images_untouched():
 # --- randomness ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["R", "RTS", "T", "TC"])
+@pytest.mark.parametrize("name", ["R", "RTS", "P", "E", "T", "TC"])
 def test_seed_decides(name):
     images = noise()
     first, again, other = (distort_all(images, DISTORTIONS[name], s) for s in (1, 1, 2))
@@ -85,11 +90,12 @@ def test_every_image_is_drawn_for_itself():
     assert len(np.unique(result, axis=0)) == 8
 
 
-def test_result_does_not_depend_on_the_images_beside():
+@pytest.mark.parametrize("name", ["RTS", "P", "E"])
+def test_result_does_not_depend_on_the_images_beside(name):
     images = noise()
     half = images.copy()
     half[4:] = 0
-    whole, half = (distort_all(batch, DISTORTIONS["RTS"], 3) for batch in (images, half))
+    whole, half = (distort_all(batch, DISTORTIONS[name], 3) for batch in (images, half))
     np.testing.assert_array_equal(whole[:4], half[:4])
 
 
@@ -141,6 +147,120 @@ def test_augmentation_is_in_proportion():
         ):
             assert 0.97 * strength * largest < np.abs(values).max() <= 1.001 * strength * largest
     assert augmentation(1.0).output_size(size) == size
+
+
+# --- corners and control points ------------------------------------------------------------------
+
+SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1.0]])
+
+
+def moved_corners(params):
+    """Where the corners of the shrunk image come out, from the parameters of P: `(n, 4, 2)`."""
+    back = np.concatenate([params[:, 6:].astype("float64"), np.ones((len(params), 1))], axis=1)
+    forward = np.linalg.inv(back.reshape(-1, 1, 3, 3))
+    x, y, w = np.moveaxis((forward @ np.insert(SQUARE, 2, 1, axis=1)[:, :, None])[..., 0], -1, 0)
+    return np.stack([x / w, y / w], -1)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (12, 20)])
+@pytest.mark.parametrize(("name", "pixels"), [("P", 5), ("E", 1.5)])
+def test_shifts_are_those_of_the_paper(name, pixels, size):
+    """Shrunk to 0.75 to 1; then corners move by 5, control points by 1.5 of 28 pixels."""
+    params = DISTORTIONS[name].params(4000, size, np.random.default_rng(0))
+    assert params.dtype == np.float32
+    angle, scale, shear, shift = decompose(params[:, :6], DISTORTIONS[name], size)
+    np.testing.assert_allclose([angle, shear, *shift.T], 0, atol=1e-4)
+    np.testing.assert_allclose([scale.min(), scale.max()], [0.75, 1], atol=0.001)
+    assert scale.mean() == pytest.approx(0.875, abs=0.005)
+    moves = moved_corners(params) - SQUARE if name == "P" else params[:, 6:].reshape(-1, 16, 2)
+    moves = moves / 2 * 28  # in pixels of an image of 28
+    np.testing.assert_allclose(moves.mean(axis=0), 0, atol=pixels / 15)
+    np.testing.assert_allclose(moves.std(axis=0), pixels, rtol=0.05)
+    flat = moves.reshape(len(moves), -1)
+    assert np.abs(np.corrcoef(flat.T) - np.eye(flat.shape[1])).max() < 0.1
+
+
+@pytest.mark.parametrize("name", ["P", "E"])
+def test_without_shifts_it_is_the_scale_alone(name):
+    images = noise(4, size=(12, 20))
+    found = DISTORTIONS[name](images, Drawn(0.5))
+    expected = Distortion(scale=(0.875, 0.875))(images, Drawn(0.5))
+    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)
+    still = Distortion(corners=5 / 28, control=1.5 / 28)
+    np.testing.assert_array_equal(still(images, Drawn(0.5)), images)
+
+
+def smooth_noise(size):
+    images = ndimage.gaussian_filter(noise(3, size).astype(float), (0, 1.5, 1.5, 0))
+    images = 255 * (images - images.min()) / np.ptp(images)
+    return np.rint(images).astype("uint8")
+
+
+def read(image, points):
+    """An image of zeros outside, read at normalized points, `(n, 2)` `(x, y)`."""
+    height, width = image.shape[:2]
+    x, y = (points[:, 0] + 1) * width / 2 - 0.5, (points[:, 1] + 1) * height / 2 - 0.5
+    padded = np.pad(image[..., 0].astype(float), 40)
+    return ndimage.map_coordinates(padded, [y + 40, x + 40], order=1).reshape(height, width)
+
+
+def centers(size):
+    """The normalized pixel centers of an image, row by row."""
+    y, x = (((np.arange(n) + 0.5) * 2 / n - 1) for n in size)
+    return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+
+
+def test_corners_of_the_shrunk_image_come_out_where_they_are_moved():
+    """Against the homography from the square to four points in closed form (Heckbert 1989)."""
+    images, size = smooth_noise((24, 30)), (24, 30)
+    params = DISTORTIONS["P"].params(3, size, np.random.default_rng(1))
+    result = DISTORTIONS["P"](images, np.random.default_rng(1))
+    for image, found, row, corners in zip(
+        images, result, params, moved_corners(params), strict=True
+    ):
+        (x0, y0), (x1, y1), (x2, y2), (x3, y3) = corners
+        differences = np.array([[x1 - x2, x3 - x2], [y1 - y2, y3 - y2]])
+        g, h = np.linalg.solve(differences, [x0 - x1 + x2 - x3, y0 - y1 + y2 - y3])
+        forward = np.array(
+            [
+                [x1 - x0 + g * x1, x3 - x0 + h * x3, x0],
+                [y1 - y0 + g * y1, y3 - y0 + h * y3, y0],
+                [g, h, 1],
+            ]
+        )
+        unit = np.linalg.solve(forward, np.insert(centers(size), 2, 1, axis=1).T)
+        points = (2 * unit[:2] / unit[2] - 1).T * row[0]
+        np.testing.assert_allclose(found[..., 0], read(image, points), atol=1)
+
+
+def test_elastic_is_a_thin_plate_spline_of_the_shrunk_image():
+    images, size = smooth_noise((24, 30)), (24, 30)
+    params = DISTORTIONS["E"].params(3, size, np.random.default_rng(1))
+    result = DISTORTIONS["E"](images, np.random.default_rng(1))
+    control = np.stack(np.meshgrid(*[np.linspace(-1, 1, 4)] * 2), -1).reshape(-1, 2)
+    for image, found, row in zip(images, result, params, strict=True):
+        spline = interpolate.RBFInterpolator(
+            control, control + row[6:].reshape(16, 2), kernel="thin_plate_spline"
+        )
+        np.testing.assert_allclose(
+            found[..., 0], read(image, spline(centers(size)) * row[0]), atol=1
+        )
+
+
+def test_folded_corners_are_drawn_again():
+    """What is left spans a quadrilateral at every corner; the others are as they were drawn."""
+    wild = Distortion(corners=0.5)
+    corners = moved_corners(wild.params(2000, (28, 28), np.random.default_rng(0)))
+    before, after = corners - np.roll(corners, 1, axis=1), np.roll(corners, -1, axis=1) - corners
+    areas = before[..., 0] * after[..., 1] - before[..., 1] * after[..., 0]
+    assert areas.min() > 0.1 * 4 - 1e-3
+    rng = np.random.default_rng(0)
+    rng.uniform(size=5 * 2000)  # angle, scale, shear and both shifts come first
+    drawn = SQUARE + rng.normal(0, 1, (2000, 4, 2))
+    kept = np.isclose(corners, drawn, atol=1e-3).all(axis=(1, 2))
+    assert 0.1 < kept.mean() < 0.9
+    result = distort_all(noise(64), wild, 0)
+    np.testing.assert_array_equal(result, distort_all(noise(64), wild, 0))
 
 
 # --- pictures ------------------------------------------------------------------------------------

@@ -79,9 +79,9 @@ class Config(pydantic.BaseModel):
     output_size: int | None = Field(
         None, ge=1, description="Size of the straightened image; the undistorted size if unset."
     )
-    sampler: Literal[
-        "nearest", "bilinear", "bicubic", "lanczos3", "antialiased", "linearized"
-    ] = Field("bilinear", description="How the transformer reads between pixels.")
+    sampler: Literal["nearest", "bilinear", "bicubic", "lanczos3", "antialiased", "linearized"] = (
+        Field("bilinear", description="How the transformer reads between pixels.")
+    )
     padding: Literal["zeros", "border", "reflection", "circular", "inward"] = Field(
         "zeros", description="What the transformer reads outside the image."
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from stn import grids, models
+from stn.deformations import Deformation
 from stn.tool import pictures, runs
 from stn.tool.config import Config
+from stn.transforms import TRANSFORMS
 
 _STREAM = 3  # of randomness; training, validation and test have 0 to 2
 
@@ -40,15 +43,18 @@ class Monitor:
         if config.transform != "none":
             straight, _, grid = model.get_layer(models.TRANSFORMER).output
             outputs |= {"straight": straight, "grid": grid}
+        self._bends = isinstance(TRANSFORMS.get(config.transform), Deformation)
         self._probe = keras.Model(model.input, outputs)
         self._probe.compile(jit_compile=model.jit_compile)
 
     def draw(self, epoch: int) -> None:
         """Write the picture after an epoch; epoch 0 is before training."""
         found = self._probe.predict_on_batch(self._images)
-        straight, outlines = found.get("straight"), None
+        straight, outlines, lines = found.get("straight"), None, []
         if straight is not None:
-            outlines = grids.outline(found["grid"], self._images.shape[1:3])
+            size = self._images.shape[1:3]
+            outlines = grids.outline(found["grid"], size)
+            lines = _inner_lines(found["grid"], size) if self._bends else []
         captions = []
         for label, guess in zip(self._labels, found["probabilities"].argmax(-1), strict=True):
             mark = "✓" if guess == label else "✗"
@@ -60,9 +66,20 @@ class Monitor:
             title=f"Epoch {epoch} of {self._config.epochs}" if epoch else "Before training",
             subtitle=_subtitle(self._config),
             captions=captions,
+            lines=lines,
         )
         with runs.atomic(self._run.frame_file(epoch)) as temporary:
             picture.save(temporary)
+
+
+def _inner_lines(grid: Any, size: tuple[int, int]) -> list[np.ndarray]:
+    """Three rows and three columns of sampling grids, in pixels of the image they read."""
+    axes = [grids.to_pixel(grid[..., i], n, False) for i, n in enumerate(reversed(size))]
+    points = np.stack(axes, axis=-1)
+    rows, columns = (
+        np.unique(np.linspace(0, n - 1, 5)[1:-1].round().astype(int)) for n in grid.shape[1:3]
+    )
+    return [*(points[:, row] for row in rows), *(points[:, :, column] for column in columns)]
 
 
 def _subtitle(config: Config) -> str:

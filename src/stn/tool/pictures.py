@@ -44,6 +44,7 @@ def draw_frame(
     title: str,
     subtitle: str = "",
     captions: Sequence[str] | None = None,
+    lines: Sequence[Any] = (),
     columns: int = 8,
     legend: bool = True,
 ) -> Image.Image:
@@ -64,6 +65,7 @@ def draw_frame(
             finite are left out. `None` draws no outline.
         title: The heading, such as "Epoch 3 of 12".
         subtitle: A second, quieter line.
+        lines: Lines inside the outlines, `(n, k, 2)` each, in pixels like these; drawn thinner.
         captions: A text per example. One that starts with "✓" is green, with "✗" red.
         columns: Examples side by side.
         legend: Whether to say below how to read the picture.
@@ -85,6 +87,7 @@ def draw_frame(
     results = None if outputs is None else _tiles("outputs", outputs)
     count, height, width = tiles.shape[:3]
     points = None if outlines is None else np.asarray(outlines, np.float64)
+    inner = [np.asarray(line, np.float64) for line in lines]
     if points is not None and (points.ndim != 3 or points.shape[2] != 2):
         raise ValueError(f"Expected outlines of shape (n, k, 2). Received: {points.shape}")
     for name, value in (("outputs", results), ("outlines", points), ("captions", captions)):
@@ -127,8 +130,9 @@ def draw_frame(
         draw.rectangle((left, upper, left + card_width - 1, upper + card_height - 1), CARD)
         # Pixel centers are at integers, so the tile begins at -0.5.
         path = None if points is None else (points[index] + 0.5) * scale + corner
+        within = [(line[index] + 0.5) * scale + corner for line in inner]
         tile = _magnify(tiles[index], (tile_width, tile_height))
-        frame.paste(_zone(tile, corner, (card_width, zone_height), path), (left, upper))
+        frame.paste(_zone(tile, corner, (card_width, zone_height), path, within), (left, upper))
         if column == 0 and legend:
             at = (left - 8, upper + margin + tile_height / 2)
             draw.text(at, "input", GRAY, small, "rm")
@@ -191,7 +195,11 @@ def _magnify(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def _zone(
-    tile: Image.Image, corner: tuple[int, int], size: tuple[int, int], path: np.ndarray | None
+    tile: Image.Image,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    path: np.ndarray | None,
+    within: Sequence[np.ndarray],
 ) -> Image.Image:
     """The input with its margin and, if there is one, the outline over both."""
     s = SMOOTH
@@ -203,16 +211,21 @@ def _zone(
         return zone
     zone = zone.resize((size[0] * s, size[1] * s), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(zone)
-    strokes = _strokes(path * s, -20.0 * s, np.array(size) * s + 20.0 * s)
-    for color, thickness in ((HALO, 3.5), (OUTLINE, 2.2)):
-        for stroke in strokes:
-            draw.line(stroke, color, round(thickness * s), joint="curve")
+    low, high = -20.0 * s, np.array(size) * s + 20.0 * s
+    outline = _strokes(path * s, low, high)
+    thin = [stroke for line in within for stroke in _strokes(line * s, low, high, closed=False)]
+    for strokes, widths in ((thin, (1.7, 1.0)), (outline, (3.5, 2.2))):
+        for color, thickness in zip((HALO, OUTLINE), widths, strict=True):
+            for stroke in strokes:
+                draw.line(stroke, color, round(thickness * s), joint="curve")
     if len(path) and np.isfinite(path[0]).all() and np.abs(path[0]).max() < 1e5:
         _draw_dot(draw, path[0, 0] * s, path[0, 1] * s, s)
     return zone.reduce(s)
 
 
-def _strokes(path: np.ndarray, low: Any, high: Any) -> list[list[tuple[float, float]]]:
+def _strokes(
+    path: np.ndarray, low: Any, high: Any, *, closed: bool = True
+) -> list[list[tuple[float, float]]]:
     """Close a path and cut it to a box (Liang-Barsky), so that no wild value reaches Pillow."""
     with np.errstate(all="ignore"):
         start = np.clip(path, -1e9, 1e9)  # keeps NaN; infinities are dropped below
@@ -228,6 +241,7 @@ def _strokes(path: np.ndarray, low: Any, high: Any) -> list[list[tuple[float, fl
         heads = start + enter[:, None] * step
         tails = start + leave[:, None] * step
         keep = enter <= leave  # False for NaN
+        keep[-1] &= closed
     strokes: list[list[tuple[float, float]]] = []
     joined = False
     for index in np.flatnonzero(keep):

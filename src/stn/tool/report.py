@@ -118,6 +118,8 @@ def _transform(config: dict[str, Any]) -> str | None:
 _DISTORTIONS = {
     "R": "turned at random",
     "RTS": "turned, scaled and shifted at random",
+    "P": "shrunk a little, their corners moved at random",
+    "E": "shrunk a little and bent at random",
     "T": "placed at random on a larger canvas",
     "TC": "placed at random on a larger canvas among clutter",
 }

@@ -129,7 +129,6 @@ DISTORTIONS: dict[str, Distortion] = {
     "none": Distortion(),
     "R": Distortion(angle=90),
     "RTS": Distortion(angle=45, scale=(0.7, 1.2), canvas=42 / 28),
-    "T": Distortion(canvas=60 / 28),
     "P": Distortion(scale=(0.75, 1.0), corners=5 / 28),
     "E": Distortion(scale=(0.75, 1.0), control=1.5 / 28),
     "T": Distortion(canvas=60 / 28),
