@@ -147,17 +147,17 @@ def sample_pixels(
     return from_channels_last(_to_type_of(images, result), data_format)
 
 
-def _fill(padding: str, fill_value: Any, channels: int) -> np.ndarray | None:
+def _fill(padding: str, fill_value: Any, channels: int) -> tuple[float, ...] | None:
     """The values outside, one per channel, or None where the padding looks into the image."""
     if padding not in ("zeros", "constant", "inward"):
         return None
-    fill = np.asarray(0.0 if padding == "zeros" else fill_value, "float64")
-    if fill.ndim and fill.shape != (channels,):
+    fill = fill_values(0.0 if padding == "zeros" else fill_value)
+    if len(fill) not in (1, channels):
         raise ValueError(
             f"Expected fill_value to be a number, or one for each of the {channels} channels. "
             f"Received: fill_value={fill_value!r}"
         )
-    return np.broadcast_to(fill, (channels,))
+    return fill * (channels // len(fill))
 
 
 def _read(
@@ -207,7 +207,7 @@ def _gather(pixels: Any, first: Any, taps: list[Any], size: Any, fill: Any) -> A
         part = weight * ops.take(pixels, first + index, axis=0)
         total = total + (ops.sum(part, axis=-2) if wide else part)
         inside_weight = inside_weight + (ops.sum(weight, axis=-2) if wide else weight)
-    if fill is not None and fill.any():
+    if fill is not None and any(fill):
         total = total + (1.0 - inside_weight) * ops.convert_to_tensor(fill, pixels.dtype)
     return total
 
@@ -382,7 +382,7 @@ def _read_linearized(
     slopes, margin = filters.slopes(fixed, padding, align_corners)
     for axis, (n, slope) in enumerate(zip(size, slopes, strict=True)):
         near = clip(at[axis], -margin - 1.0, n + margin + 1.0)
-        zero = np.zeros(values.shape[-1])
+        zero = (0.0,) * values.shape[-1]
         slope = _read(slope, [c + margin for c in still], "bilinear", "zeros", zero, False)
         change = ops.cast(near - ops.stop_gradient(near), values.dtype)  # 0, with a gradient of 1
         result = result + slope * ops.expand_dims(change, -1)
@@ -447,7 +447,7 @@ def cos_sin(angle: Any) -> tuple[Any, Any]:
     # angle, less than 0.2, which is exact to 1e-16; then the angle is doubled four times.
     turns = floor(angle / (2 * np.pi) + 0.5)
     t = (angle - 2 * np.pi * turns) / 16
-    cos = sum((-1) ** k * t ** (2 * k) / math.factorial(2 * k) for k in range(7))
+    cos = 1 + sum((-1) ** k * t ** (2 * k) / math.factorial(2 * k) for k in range(1, 7))
     sin = sum((-1) ** k * t ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(7))
     for _ in range(4):
         cos, sin = cos * cos - sin * sin, 2 * cos * sin
@@ -491,17 +491,22 @@ def check_options(sampler: str, padding: str, fill_value: Any) -> None:
         raise ValueError(f"Expected sampler to be one of {SAMPLERS}. Received: sampler={sampler!r}")
     if padding not in PADDINGS:
         raise ValueError(f"Expected padding to be one of {PADDINGS}. Received: padding={padding!r}")
-    fill = np.asarray(fill_value, dtype=object)
-    if fill.ndim > 1 or not all(isinstance(n, int | float | np.number) for n in fill.ravel()):
-        raise ValueError(
-            "Expected fill_value to be a number, or one for each channel. "
-            f"Received: fill_value={fill_value!r}"
-        )
-    if fill.any() and padding not in ("constant", "inward"):
+    if any(fill_values(fill_value)) and padding not in ("constant", "inward"):
         raise ValueError(
             "Expected fill_value only together with padding='constant' or 'inward'. "
             f"Received: fill_value={fill_value!r}, padding={padding!r}"
         )
+
+
+def fill_values(fill_value: Any) -> tuple[float, ...]:
+    """The numbers of a fill value; raise a ValueError if it is not made of numbers."""
+    values = tuple(fill_value) if isinstance(fill_value, Iterable) else (fill_value,)
+    if values and all(isinstance(n, int | float | np.number) for n in values):
+        return tuple(float(n) for n in values)
+    raise ValueError(
+        "Expected fill_value to be a number, or one for each channel. "
+        f"Received: fill_value={fill_value!r}"
+    )
 
 
 def check_points(points: Any, dimensions: int) -> None:
