@@ -1,8 +1,10 @@
 """What several test files share. Nothing here imports Keras before a test asks for it."""
 
 import contextlib
+import json
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,101 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _COMPILED = tempfile.TemporaryDirectory(prefix="stn-tests-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+# --- the table of families in the docs -----------------------------------------------------------
+
+TABLE = Path(__file__).parents[1] / "docs" / "families.json"
+PROPERTIES = {
+    "identity": "the identity returns the image, bit for bit",
+    "nested": "agrees with the more general families it is a case of",
+    "inverse": "`inverse` undoes it",
+    "composition": "`compose` is one after the other",
+    "points": "points go there and back, in closed form or by Newton's method",
+    "rows": "each image of a batch depends on its own parameters only",
+    "gradient": "gradients to parameters and image agree with finite differences in float64",
+    "bounds": "parameters stay within `bounds`, and the gradient never vanishes",
+    "half precision": "float16 and bfloat16 images within half a unit of the last place",
+    "compiled": "the same compiled, forward and backward (PyTorch: captured as graphs)",
+    "dynamic batch": "one model for batches of any size",
+    "save and load": "a saved model gives the same, bit for bit",
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--table", action="store_true", help="write docs/families.md")
+
+
+def pytest_configure(config):
+    config.table = {}
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    marker = item.get_closest_marker("shows")
+    if marker and not report.skipped and (call.when == "call" or report.failed):
+        family = item.callspec.params["family"]
+        row = item.config.table.setdefault(f"{family.name} {family.dimensions}-D", {})
+        for key in marker.args:
+            row[key] = row.get(key, True) and report.passed
+
+
+def pytest_sessionfinish(session):
+    if not session.config.getoption("--table"):
+        return
+    import keras
+
+    from stn.transforms import FAMILIES
+
+    found = session.config.table
+    results = read_table() if TABLE.exists() else {}
+    results[keras.backend.backend()] = {
+        row: {key: found[row][key] for key in PROPERTIES if key in found[row]}
+        for row in (f"{name} {n}-D" for name, n in FAMILIES)
+        if row in found
+    }
+    TABLE.write_text(json.dumps(results, indent=1, sort_keys=False) + "\n", encoding="utf-8")
+    TABLE.with_suffix(".md").write_text(render_table(results), encoding="utf-8")
+
+
+def read_table():
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def render_table(results):
+    """The page: for each family and property one sign per backend."""
+    backends = [name for name in ("tensorflow", "jax", "torch") if name in results]
+    signs = {True: "✓", False: "✗", None: "-"}
+    lines = [
+        "# What every family can do",
+        "",
+        "Made by the tests themselves; each sign is the outcome on one backend, in the order "
+        + ", ".join(
+            {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}[b] for b in backends
+        )
+        + ". A dash: the family has no such thing (a flow has no inverse in closed form, but its",
+        "points do go back).",
+        "",
+        *(f"- **{key}**: {text}" for key, text in PROPERTIES.items()),
+        "",
+        "| family | " + " | ".join(PROPERTIES) + " |",
+        "|---" * (len(PROPERTIES) + 1) + "|",
+    ]
+    for row in results[backends[0]]:
+        cells = (
+            " ".join(signs[results[b].get(row, {}).get(key)] for b in backends)
+            for key in PROPERTIES
+        )
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Written by `pytest --table -m shows`, run once on each backend (`KERAS_BACKEND`).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# --- tools for tests -----------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -67,9 +67,9 @@ class ThinPlateSpline(Deformation):
         self.regularization = float(regularization)
         if isinstance(points, int | np.integer):
             n = max(int(points), 1)
-            self.control = grids.regular((n, n), align_corners=True).reshape(-1, 2)
-        else:
-            self.control = np.array(points, dtype="float64")
+            points = grids.regular((n, n), align_corners=True).reshape(-1, 2)
+        # Copies, no views, here and below: the compiler of PyTorch cannot take those in.
+        self.control = np.array(points, dtype="float64")
         if self.control.ndim != 2 or self.control.shape[-1] != 2 or not self.regularization >= 0:
             raise ValueError(
                 "Expected a number of control points a side, or points of shape (n, 2), and "
@@ -86,7 +86,7 @@ class ThinPlateSpline(Deformation):
                 "Expected at least three control points, different and not all on a line. "
                 f"Received: points={points!r}"
             )
-        self._weights = np.linalg.inv(system)[:, :n]
+        self._weights = np.linalg.inv(system)[:, :n].copy()
         super().__init__("tps", n)
 
     def _kernel(self, points: Any) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers, ops
 
 from stn import filters, grids, samplers, transforms
@@ -130,7 +129,8 @@ class SpatialTransformer(layers.Layer):
         self.bounds = self.transform.check_bounds(bounds)
         self.sampler = sampler
         self.padding = padding
-        self.fill_value = np.asarray(fill_value, "float64").tolist()
+        fill = samplers.fill_values(fill_value)
+        self.fill_value = list(fill) if isinstance(fill_value, Iterable) else fill[0]
         self.align_corners = bool(align_corners)
         self.data_format = samplers.check_data_format(data_format)
         self.return_params = bool(return_params)

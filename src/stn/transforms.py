@@ -13,7 +13,7 @@ from keras import ops
 from stn import deformations, grids, matrices, samplers
 from stn.families import Transform
 
-_FAMILIES: dict[tuple[str, int], Transform] = {
+FAMILIES: dict[tuple[str, int], Transform] = {
     (family.name, family.dimensions): family
     for family in (
         *matrices.MATRICES,
@@ -24,9 +24,10 @@ _FAMILIES: dict[tuple[str, int], Transform] = {
         deformations.Diffeomorphic(4, dimensions=3),
     )
 }
+"""All families by name and number of dimensions."""
 
 TRANSFORMS: dict[str, Transform] = {
-    name: family for (name, dimensions), family in _FAMILIES.items() if dimensions == 2
+    name: family for (name, dimensions), family in FAMILIES.items() if dimensions == 2
 }
 """The families of images by name, the least free first; `get_transform` has those of volumes."""
 
@@ -51,9 +52,9 @@ def get_transform(transform: str | Transform, *, dimensions: int = 2) -> Transfo
     if isinstance(transform, Transform):
         if transform.dimensions == dimensions:
             return transform
-    elif isinstance(transform, str) and (transform, dimensions) in _FAMILIES:
-        return _FAMILIES[transform, dimensions]
-    names = tuple(name for name, n in _FAMILIES if n == dimensions)
+    elif isinstance(transform, str) and (transform, dimensions) in FAMILIES:
+        return FAMILIES[transform, dimensions]
+    names = tuple(name for name, n in FAMILIES if n == dimensions)
     kind = {2: "images", 3: "volumes"}.get(dimensions, "2 or 3 dimensions")
     raise ValueError(
         f"Expected transform to be one of {names}, or a Transform for {kind}. "
@@ -146,7 +147,7 @@ def serialize(transform: Transform) -> Any:
     Raises:
         ValueError: If it is neither in the table nor has a `get_config`.
     """
-    if _FAMILIES.get((transform.name, transform.dimensions)) is transform:
+    if FAMILIES.get((transform.name, transform.dimensions)) is transform:
         return transform.name
     if not hasattr(transform, "get_config"):
         raise ValueError(
