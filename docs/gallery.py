@@ -1,6 +1,6 @@
 """Draw the pictures of docs/gallery.md: one image under every family, sampler and padding.
 
-    python docs/gallery.py
+python docs/gallery.py
 """
 
 from pathlib import Path
@@ -15,24 +15,30 @@ from stn.samplers import PADDINGS, SAMPLERS
 from stn.transforms import FAMILIES
 
 matplotlib.use("agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 FOLDER = Path(__file__).parent / "images"
 SIZE = 120
 
 
-def picture(size=SIZE):
-    """A letter on a colored ground with a grid, so that every change can be seen."""
+def ink(size):
+    """A white letter on black, `(size, size, 1)`."""
     figure = plt.figure(figsize=(1, 1), dpi=size, facecolor="black")
     figure.text(0.5, 0.47, "R", fontsize=52, weight="bold", ha="center", va="center", color="white")
     figure.canvas.draw()
-    ink = np.asarray(figure.canvas.buffer_rgba())[..., :1] / 255
+    drawn = np.asarray(figure.canvas.buffer_rgba())[..., :1] / np.float32(255)
     plt.close(figure)
-    y, x = np.mgrid[0:1 : size * 1j, 0:1 : size * 1j]
+    return drawn
+
+
+def picture(size=SIZE):
+    """The letter on a colored ground with a grid, so that every change can be seen."""
+    letter = ink(size)
+    y, x = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
     ground = np.stack([0.15 + 0.5 * x, 0.3 + 0 * x, 0.65 - 0.4 * y], axis=-1)
-    lines = ((np.arange(size) % (size // 8)) == 0)[:, None] | ((np.arange(size) % (size // 8)) == 0)
-    ground = np.where(lines[..., None], 0.75 * ground + 0.25, ground)
-    return (ground * (1 - ink) + ink).astype("float32")
+    lines = np.arange(size) % (size // 8) == 0
+    ground = np.where((lines | lines[:, None])[..., None], 0.75 * ground + 0.25, ground)
+    return (ground * (1 - letter) + letter).astype("float32")
 
 
 def warp(image, params, transform, **options):
@@ -61,7 +67,7 @@ def example(family):
             "rigid": [0.5, 0.3, 0.6, 0, 0, 0],
             "affine": [0.8, 0.4, 0, 0, -0.2, 0.9, 0, 0, 0, 0.5, 0.9, 0],
         }
-    spread = 0.25 if family.dimensions == 3 else {"tps": 0.1, "flow": 0.06}.get(family.name, 0.3)
+    spread = 0.12 if family.dimensions == 3 else {"tps": 0.1, "flow": 0.06}.get(family.name, 0.12)
     return given.get(family.name, spread * rng.normal(size=family.size))
 
 
@@ -72,7 +78,6 @@ def show(axis, image, title):
 
 
 def save(figure, name):
-    figure.tight_layout(pad=0.4)
     figure.savefig(FOLDER / f"{name}.png", dpi=110, pil_kwargs={"optimize": True})
     plt.close(figure)
 
@@ -80,7 +85,7 @@ def save(figure, name):
 def draw_families():
     image = picture()
     names = list(stn.TRANSFORMS)
-    figure, axes = plt.subplots(2, 6, figsize=(11, 4.1))
+    figure, axes = plt.subplots(2, 6, figsize=(11, 4.1), layout="compressed")
     show(axes.flat[0], image, "the image")
     for axis, name in zip(axes.flat[1:], names, strict=True):
         family = stn.TRANSFORMS[name]
@@ -91,12 +96,12 @@ def draw_families():
 def draw_volumes():
     """The middle slices of a block with a letter through it."""
     n = 48
-    letter = picture(n)[..., 0] > 0.8
+    letter = ink(n)[..., 0] > 0.5
     volume = np.zeros((n, n, n, 1), "float32")
     volume[10:38] = 0.35
     volume[14:34] = np.where(letter, 1.0, 0.35)[..., None]
     families = [family for (_, d), family in FAMILIES.items() if d == 3]
-    figure, axes = plt.subplots(3, len(families) + 1, figsize=(11, 5))
+    figure, axes = plt.subplots(3, len(families) + 1, figsize=(11, 5), layout="compressed")
     shown = {"the volume": volume}
     shown |= {f"{f.name} ({f.size})": warp(volume, example(f), f) for f in families}
     for column, (title, block) in zip(axes.T, shown.items(), strict=True):
@@ -112,7 +117,7 @@ def draw_samplers():
     n = 512
     y, x = np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j]
     rings = (0.5 + 0.5 * np.cos(np.pi * n / 4 * (x**2 + y**2)))[..., None].astype("float32")
-    figure, axes = plt.subplots(2, len(SAMPLERS), figsize=(11, 4.1))
+    figure, axes = plt.subplots(2, len(SAMPLERS), figsize=(11, 4.1), layout="compressed")
     for column, sampler in zip(axes.T, SAMPLERS, strict=True):
         params = [0.5, 0.3, 0.05, 0]
         turned = warp(letter, params, "similarity", output_size=192, sampler=sampler)
@@ -124,7 +129,7 @@ def draw_samplers():
 
 def draw_paddings():
     image = picture()
-    figure, axes = plt.subplots(1, len(PADDINGS), figsize=(11, 2.2))
+    figure, axes = plt.subplots(1, len(PADDINGS), figsize=(11, 2.2), layout="compressed")
     for axis, padding in zip(axes, PADDINGS, strict=True):
         fill = [0.9, 0.7, 0.2] if padding in ("constant", "inward") else 0.0
         params = [1.9, 0.3, 0.3, 0.2]
@@ -136,11 +141,11 @@ def draw_paddings():
 def draw_registration():
     """Gradient descent on a translation, from 12 pixels away, with two samplers."""
     n, away = 28, 12 / 14
-    letter = picture(n)[..., :1] * (picture(n)[..., :1] > 0.8)
+    letter = ink(n)
     angle = 0.6
     goal = np.array([[away * np.cos(angle), away * np.sin(angle)]], "float32")
     target = warp(letter, goal[0], "translation")
-    figure, axes = plt.subplots(1, 4, figsize=(11, 3))
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3), layout="compressed")
     show(axes[0], letter[..., 0], "moving image")
     show(axes[1], target[..., 0], "target, 12 px away")
     for axis, sampler in zip(axes[2:], ("bilinear", "linearized"), strict=True):
