@@ -1,6 +1,10 @@
-"""Reading images at points: against a loop, PyTorch and SciPy, and at the extremes."""
+"""Reading images and volumes at points: against a slow loop, and at the extremes.
+
+The comparisons with other libraries are in test_references.py.
+"""
 
 import itertools
+import math
 
 import keras
 import numpy as np
@@ -10,184 +14,367 @@ from keras import ops
 import stn
 from stn.samplers import PADDINGS, SAMPLERS
 
-FILL = 0.25
-OPTIONS = list(itertools.product(SAMPLERS, PADDINGS, (False, True)))
-options = pytest.mark.parametrize(("sampler", "padding", "align_corners"), OPTIONS)
-
-# One-pixel axes on purpose, and sizes of both parities.
-RANDOM = np.random.default_rng(0)
-SHAPES = [(1, 1, 1), (1, 9, 2), (8, 1, 3), (2, 2, 1)] + [
-    (*RANDOM.integers(1, 20, 2).tolist(), int(RANDOM.integers(1, 5))) for _ in range(38)
-]
+FILL = [0.25, -0.5]
+SHARP = ("nearest", "bilinear", "bicubic", "lanczos3", "linearized")  # take points of any shape
+conventions = pytest.mark.parametrize("align_corners", [False, True])
+paddings = pytest.mark.parametrize("padding", PADDINGS)
+samplers = pytest.mark.parametrize("sampler", SAMPLERS)
 
 
-def read(image, x, y, sampler, padding, align_corners):
-    """Read `(height, width, channels)` at one normalized point, the slow and obvious way."""
-    height, width, channels = image.shape
-    if align_corners:
-        column, row = (x + 1) / 2 * (width - 1), (y + 1) / 2 * (height - 1)
-    else:
-        column, row = (x + 1) / 2 * width - 0.5, (y + 1) / 2 * height - 0.5
-
-    def bring_inside(at, size):
-        if padding == "reflection":
-            low, high = (0, size - 1) if align_corners else (-0.5, size - 0.5)
-            while low < high and not low <= at <= high:
-                at = 2 * low - at if at < low else 2 * high - at
-        return min(max(at, 0), size - 1)
-
-    if padding in ("border", "reflection"):
-        column, row = bring_inside(column, width), bring_inside(row, height)
-
-    def pixel(row, column):
-        if 0 <= row < height and 0 <= column < width:
-            return image[row, column]
-        return np.full(channels, FILL if padding == "constant" else 0.0)
-
-    if sampler == "nearest":
-        return pixel(round(row), round(column))
-    top, left = int(np.floor(row)), int(np.floor(column))
-    down, right = row - top, column - left
-    return (
-        (1 - down) * (1 - right) * pixel(top, left)
-        + (1 - down) * right * pixel(top, left + 1)
-        + down * (1 - right) * pixel(top + 1, left)
-        + down * right * pixel(top + 1, left + 1)
-    )
+# --- the slow and obvious way --------------------------------------------------------------------
 
 
-def draw(shape, count, align_corners, seed=0):
+def weigh(sampler, distance):
+    """The weight of a pixel this far from the point, along one axis."""
+    x, a = abs(distance), -0.75
+    if sampler == "bicubic" and x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    if sampler == "bicubic":
+        return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+    if sampler == "lanczos3":
+        return np.sinc(x) * np.sinc(x / 3) if x < 3 else 0.0
+    return max(1 - x, 0.0)
+
+
+def find(position, size, padding, align_corners):
+    """Which pixel stands at a whole position along one axis; None if there is none."""
+    if padding == "border":
+        return min(max(position, 0), size - 1)
+    if padding == "circular":
+        return position % size
+    if padding == "reflection" and align_corners and size == 1:
+        return 0
+    while padding == "reflection" and not 0 <= position < size:
+        if align_corners:  # the mirrors stand on the centers of the first and the last pixel
+            position = -position if position < 0 else 2 * (size - 1) - position
+        else:  # half a pixel further out
+            position = -1 - position if position < 0 else 2 * size - 1 - position
+    return position if 0 <= position < size else None
+
+
+def read(image, point, sampler, padding, align_corners):
+    """Read `(height, width, channels)`, or a volume, at one normalized point."""
+    fill = np.array(FILL if padding in ("constant", "inward") else [0.0] * 2)
+    axes = []
+    for at, size in zip(point[::-1], image.shape[:-1], strict=True):
+        at = (at + 1) / 2 * (size - 1) if align_corners else (at + 1) / 2 * size - 0.5
+        if sampler == "nearest":
+            weights = {round(at): 1.0}
+        else:
+            around = range(math.floor(at) - 2, math.floor(at) + 4)
+            weights = {position: weigh(sampler, at - position) for position in around}
+        total = sum(weights.values()) if sampler == "lanczos3" else 1.0
+        axes.append(
+            [
+                (find(position, size, padding, align_corners), weight / total)
+                for position, weight in weights.items()
+                if weight
+            ]
+        )
+    result = np.zeros(image.shape[-1])
+    for taps in itertools.product(*axes):
+        index, weights = zip(*taps, strict=True)
+        result += math.prod(weights) * (fill if None in index else image[index])
+    return result
+
+
+# JAX compiles anew for each shape: as many tests as will do share this one, 32 points in all.
+BATCH = (2, 4, 4)
+
+
+def draw(size, align_corners=False):
     """Two random float32 images and points in and around them, away from what rounding decides."""
-    rng = np.random.default_rng([seed, *shape])
-    images = rng.uniform(-1, 1, (2, *shape)).astype("float32")
-    points = rng.uniform(-1.6, 1.6, (2, count, 2)).astype("float32")
+    rng = np.random.default_rng(size)
+    images = rng.uniform(-1, 1, (2, *size, 2)).astype("float32")
+    points = rng.uniform(-1.6, 1.6, (*BATCH, len(size))).astype("float32")
     # Halfway between two pixels, "nearest" is decided by the last bit of the coordinate.
-    for axis, size in ((0, shape[1]), (1, shape[0])):
-        half = stn.grids.half_extent(size, align_corners)
-        pixel = points[..., axis] * half + (size - 1) / 2
+    for axis, length in enumerate(reversed(size)):
+        half = stn.grids.half_extent(length, align_corners)
+        pixel = points[..., axis] * half + (length - 1) / 2
         near = np.abs(pixel - np.floor(pixel) - 0.5) < 1e-3
         points[..., axis] += np.where(near, 0.01 / (half or 1), 0).astype("float32")
     return images, points
 
 
-def run(images, points, sampler, padding, align_corners):
-    return ops.convert_to_numpy(
-        stn.sample(
-            images,
-            points,
-            sampler=sampler,
-            padding=padding,
-            fill_value=FILL if padding == "constant" else 0.0,
-            align_corners=align_corners,
-            data_format="channels_last",
-        )
+def run(images, points, sampler="bilinear", padding="zeros", align_corners=False):
+    filled = padding in ("constant", "inward")
+    found = stn.sample(
+        images,
+        points,
+        sampler=sampler,
+        padding=padding,
+        fill_value=FILL if filled else 0.0,
+        align_corners=align_corners,
+        data_format="channels_last",
     )
+    return ops.convert_to_numpy(found)
 
 
-@options
+@pytest.mark.parametrize("sampler", SHARP)
+@paddings
+@conventions
 def test_agrees_with_the_loop(sampler, padding, align_corners):
-    for shape in ((1, 1, 1), (1, 7, 2), (5, 1, 1), (4, 6, 3)):
-        images, points = draw(shape, 40, align_corners)
-        expected = [
-            [read(image, x, y, sampler, padding, align_corners) for x, y in row]
-            for image, row in zip(images.astype("float64"), points.astype("float64"), strict=True)
-        ]
+    # One-pixel axes on purpose, and sizes of both parities.
+    for size in ((1, 7), (5, 1), (5, 4), (2, 1, 3), (3, 5, 4)):
+        images, points = draw(size, align_corners)
         found = run(images, points, sampler, padding, align_corners)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5, err_msg=str(shape))
-
-
-@options
-def test_agrees_with_torch(sampler, padding, align_corners):
-    torch = pytest.importorskip("torch")
-    if padding == "constant":
-        pytest.skip("PyTorch has no such padding; the loop and SciPy cover it")
-    for shape in SHAPES:  # 42, times 2 images, times 12 options: 1,008 cases
-        images, points = draw(shape, 40, align_corners, seed=1)
-        expected = torch.nn.functional.grid_sample(
-            torch.tensor(images).permute(0, 3, 1, 2),
-            torch.tensor(points)[:, None],
-            sampler,
-            padding,
-            align_corners,
-        )[:, :, 0].permute(0, 2, 1)
-        found = run(images, points, sampler, padding, align_corners)
-        np.testing.assert_allclose(
-            found, expected.numpy(), rtol=0, atol=1e-5, err_msg=f"shape={shape}"
-        )
-
-
-@options
-def test_agrees_with_scipy(sampler, padding, align_corners):
-    ndimage = pytest.importorskip("scipy.ndimage")
-    # What SciPy calls "constant" does not blend with the fill value at the edge.
-    modes = {
-        "zeros": "grid-constant",
-        "constant": "grid-constant",
-        "border": "nearest",
-        "reflection": "mirror" if align_corners else "reflect",
-    }
-    for height, width, _ in SHAPES[:20]:
-        if padding == "reflection" and align_corners and 1 in (height, width):
-            continue  # SciPy cannot mirror about the center of a single pixel
-        images, points = draw((height, width, 1), 40, align_corners, seed=2)
-        x, y = np.moveaxis(points.astype("float64"), -1, 0)
-        pixels = [
-            stn.grids.to_pixel(y, height, align_corners),
-            stn.grids.to_pixel(x, width, align_corners),
-        ]
-        expected = [
-            ndimage.map_coordinates(
-                images[i, ..., 0].astype("float64"),
-                [axis[i] for axis in pixels],
-                order=SAMPLERS.index(sampler),
-                mode=modes[padding],
-                cval=FILL if padding == "constant" else 0.0,
-            )
-            for i in range(2)
-        ]
-        found = run(images, points, sampler, padding, align_corners)[..., 0]
-        np.testing.assert_allclose(
-            found, expected, rtol=0, atol=1e-5, err_msg=f"shape={(height, width)}"
-        )
+        for index in np.ndindex(BATCH):
+            image, point = images[index[0]].astype("float64"), points[index].astype("float64")
+            expected = read(image, point, sampler, padding, align_corners)
+            np.testing.assert_allclose(found[index], expected, rtol=0, atol=1e-5)
 
 
 def test_nearest_rounds_halves_to_even():
     image = np.arange(4, dtype="float32").reshape(1, 1, 4, 1)
     halves = np.array([[[-0.5, 0], [0, 0], [0.5, 0]]], "float32")  # pixels 0.5, 1.5 and 2.5
-    found = stn.sample(image, halves, sampler="nearest", data_format="channels_last")
-    np.testing.assert_array_equal(ops.convert_to_numpy(found).ravel(), [0, 2, 2])
+    np.testing.assert_array_equal(run(image, halves, "nearest").ravel(), [0, 2, 2])
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1, 3)])
-def test_points_may_have_any_shape(shape):
-    images, points = draw((4, 5, 3), 6, False)
-    points = points[:, : int(np.prod(shape))]
-    flat = run(images, points, "bilinear", "zeros", False)
-    found = run(images, points.reshape(2, *shape, 2), "bilinear", "zeros", False)
-    assert found.shape == (2, *shape, 3)
-    np.testing.assert_array_equal(found.reshape(flat.shape), flat)
-    first = stn.sample(
-        images.transpose(0, 3, 1, 2), points.reshape(2, *shape, 2), data_format="channels_first"
+@pytest.mark.parametrize("sampler", SHARP)
+def test_a_constant_image_stays_constant(sampler):
+    images, points = draw((5, 4))
+    for padding in ("border", "reflection", "circular"):
+        found = run(np.full_like(images, 3), points, sampler, padding)
+        np.testing.assert_allclose(found, 3, rtol=0, atol=1e-5)
+
+
+# --- antialiased ---------------------------------------------------------------------------------
+
+
+def grid_of(step, shifts, size, align_corners=False):
+    """Turned grids of 4 points along each axis, neighbors `step` pixels apart, one per shift."""
+    n = len(size)
+    points = np.stack(np.meshgrid(*[np.arange(4) - 1.5] * n, indexing="ij")[::-1], -1)
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(n, n)))[0]
+    halves = [stn.grids.half_extent(m, align_corners) or 1 for m in size[::-1]]
+    shifts = np.reshape(shifts, (-1,) + (1,) * (n + 1))
+    return (shifts + step * points @ turn / halves).astype("float32")
+
+
+@paddings
+@conventions
+def test_antialiased_is_bilinear_where_nothing_is_shrunk(padding, align_corners):
+    for size, shifts in (((5, 4), (0.3, 0.8)), ((5, 4), (-1.3, 0.1)), ((2, 3, 2), (0.3, 0.9))):
+        images, _ = draw(size)
+        points = grid_of(0.99, shifts, size, align_corners)
+        found = run(images, points, "antialiased", padding, align_corners)
+        expected = run(images, points, "bilinear", padding, align_corners)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5, err_msg=str(size))
+
+
+@pytest.mark.parametrize("output_size", [(2, 6), (8, 3)])
+def test_antialiased_is_pillow_where_an_axis_is_halved_some_times(output_size):
+    image_module = pytest.importorskip("PIL.Image")
+    image = np.random.default_rng(0).uniform(-1, 1, (8, 12)).astype("float32")
+    found = stn.warp(
+        image[None, :, :, None],
+        np.array([stn.get_transform("affine").identity]),
+        output_size=output_size,
+        sampler="antialiased",
+        padding="border",
+        data_format="channels_last",
     )
-    assert tuple(first.shape) == (2, 3, *shape)
+    found = ops.convert_to_numpy(found)[0, :, :, 0]
+    picture = image_module.fromarray(image).resize(
+        output_size[::-1], image_module.Resampling.BILINEAR
+    )
+    np.testing.assert_allclose(found, np.asarray(picture), rtol=0, atol=1e-5)
+    keras_too = ops.image.resize(
+        image[:, :, None], output_size, antialias=True, data_format="channels_last"
+    )
+    np.testing.assert_allclose(found, ops.convert_to_numpy(keras_too)[..., 0], rtol=0, atol=1e-5)
+
+
+def test_antialiased_shrinks_volumes_axis_by_axis():
+    # Two pixels of depth and width, read two pixels apart: all that counts is their mean.
+    volumes, _ = draw((2, 3, 2))
+    steps = np.arange(4) - 1.5
+    z, y, x = np.meshgrid(2 * steps, 0.9 * steps / 1.5, 2 * steps, indexing="ij")
+    points = np.stack([np.stack([x, y, z], axis=-1)] * 2).astype("float32")
+    found = run(volumes, points, "antialiased", "border")
+    for i, channel in np.ndindex(2, 2):
+        line = volumes[i, ..., channel].mean(axis=(0, 2))
+        expected = np.interp(0.9 * steps + 1, np.arange(3), line)[None, :, None]
+        np.testing.assert_allclose(
+            found[i, ..., channel], np.broadcast_to(expected, (4, 4, 4)), rtol=0, atol=1e-5
+        )
+
+
+def test_antialiased_does_not_alias():
+    stripes = np.tile([0.0, 1.0], 40).astype("float32")[None, None, :, None].repeat(2, axis=1)
+    grey, aliased = [], []
+    for distance in (2, 2.2, 3, 3.4, 4, 5.1):  # pixels
+        x = np.linspace(-0.5, 0.5, 14) * 13 * distance / 40
+        points = np.stack(np.meshgrid(x, [-0.5, 0.5]), axis=-1)[None]
+        grey.append(run(stripes, points, "antialiased"))
+        aliased.append(np.ptp(run(stripes, points, "bilinear")))
+    np.testing.assert_allclose(grey, 0.5, rtol=0, atol=0.02)
+    assert max(aliased) > 0.9
+
+
+def test_antialiased_needs_a_grid():
+    with pytest.raises(ValueError, match=r"(?s)^Expected points that form a grid.*\(2, 5, 2\)"):
+        run(np.zeros((2, 3, 4, 1)), np.zeros((2, 5, 2)), "antialiased")
+
+
+# --- gradients that are not the derivative -------------------------------------------------------
+
+
+@pytest.fixture
+def slope_at(gradient):
+    """The gradient of the values to the points."""
+
+    def at(image, points, **options):
+        def total(values):
+            images = ops.convert_to_tensor(image[None].astype("float64"))
+            found = stn.sample(images, values, data_format="channels_last", **options)
+            return ops.sum(found) + 0.0 * ops.sum(values)  # PyTorch refuses where nothing counts
+
+        return gradient(total, np.asarray(points, "float64")[None])[0]
+
+    return at
+
+
+@conventions
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection", "circular", "constant"])
+def test_linearized_slope_is_that_of_planes_fitted_around(padding, align_corners, slope_at):
+    size = (9, 17)
+    image = np.random.default_rng(0).normal(size=(*size, 1))
+    pixels = np.array([(3, 2), (16, 0), (8, 8), (-2, 4), (19, 11)])  # x, y
+    halves = np.array([stn.grids.half_extent(n, align_corners) for n in size[::-1]])
+    points = (pixels - (np.array(size[::-1]) - 1) / 2) / halves
+    fill = 0.7 if padding == "constant" else 0.0
+    expected = []
+    for x, y in pixels:
+        slopes = []
+        for width in (1.0, 17 / 16, 17 / 8, 17 / 4):
+            reach = math.ceil(3 * width)
+            rows, values, weights = [], [], []
+            for right, down in itertools.product(range(-reach, reach + 1), repeat=2):
+                at = (
+                    find(y + down, size[0], padding, align_corners),
+                    find(x + right, size[1], padding, align_corners),
+                )
+                rows.append((1, right, down))
+                values.append(fill if None in at else image[at][0])
+                weights.append(np.exp(-(right**2 + down**2) / (4 * width**2)))  # the square root
+            weights = np.array(weights)
+            plane = np.linalg.lstsq(
+                np.array(rows) * weights[:, None], np.array(values) * weights, rcond=None
+            )[0]
+            slopes.append(plane[1:])
+        expected.append(np.mean(slopes, axis=0) * halves)
+    options = {"padding": padding, "align_corners": align_corners, "fill_value": fill}
+    found = slope_at(image, points, sampler="linearized", **options)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_linearized_climbs_a_ramp(slope_at):
+    ramp = np.repeat(np.arange(32.0)[None, :, None], 32, axis=0)
+    points = np.random.default_rng(0).uniform(-0.9, 0.9, (60, 2))
+    points[0] = 0
+    found = slope_at(ramp, points, sampler="linearized", padding="border")
+    assert np.all((found[:, 0] > 0.4 * 16) & (found[:, 0] <= 16 + 1e-9)), "16 pixels a unit"
+    np.testing.assert_allclose(found[:, 1], 0, rtol=0, atol=1e-9)
+    assert found[0, 0] > 0.8 * 16, "in the middle"
+
+
+def test_linearized_leads_to_a_blob_from_afar(slope_at):
+    blob = np.array([0.5, -0.4])
+    grid = stn.grids.regular((32, 32))
+    image = np.exp(-np.sum((grid - blob) ** 2, axis=-1) / (2 * 0.1**2))[..., None]
+    points = np.random.default_rng(0).uniform(-0.8, 0.8, (60, 2))
+    distance = np.linalg.norm(blob - points, axis=-1, keepdims=True)
+    far = (distance > 0.4) & (distance < 1.0)
+    assert far.sum() > 20
+    found = slope_at(image, points, sampler="linearized")
+    length = np.linalg.norm(found, axis=-1)
+    cosine = np.sum(found * (blob - points) / distance, axis=-1) / length
+    assert cosine[far[:, 0]].min() > 0.8
+    near_sighted = np.linalg.norm(slope_at(image, points), axis=-1)
+    assert np.median((length / near_sighted)[far[:, 0]]) > 20
+
+
+@samplers
+def test_inward_has_the_values_of_constant(sampler):
+    images, points = draw((5, 4))[0], grid_of(0.9, (0.9, -0.9), (5, 4))
+    np.testing.assert_array_equal(
+        run(images, points, sampler, "inward"), run(images, points, sampler, "constant")
+    )
+
+
+@pytest.mark.parametrize("sampler", ["bilinear", "bicubic", "nearest"])
+def test_inward_leads_back_into_the_image(sampler, slope_at):
+    image = np.zeros((8, 10, 1))
+    image[2:-2, 2:-2] = 1.0  # nothing but 0 along the edge
+    points = np.array([(1.5, 0), (-1.5, 0.3), (0.2, 4), (-0.1, -1.6), (3, -5), (100, 0)])
+    outside = np.abs(points) > 1
+    for sign, fill in ((1, 0.0), (-1, 2.0)):
+        options = {"sampler": sampler, "fill_value": fill}
+        found = slope_at(image, points, padding="inward", **options)
+        inward = np.where(outside, -np.sign(points), 0)
+        np.testing.assert_array_equal(np.sign(found), sign * inward)
+        np.testing.assert_array_equal(slope_at(image, points, padding="constant", **options), 0)
+    # Inside, the image alone counts.
+    points = np.random.default_rng(0).uniform(-0.9, 0.9, (6, 2))
+    inward, constant = (slope_at(image, points, padding=p) for p in ("inward", "constant"))
+    np.testing.assert_array_equal(inward, constant)
+
+
+def test_inward_finds_the_way_back(slope_at):
+    rng = np.random.default_rng(0)
+    image, point = rng.uniform(size=(8, 8, 1)), np.array([[2.5, -1.7]])
+    for _ in range(100):
+        slope = slope_at(image, point, padding="inward")
+        if not slope.any() or (np.abs(point) < 1).all():
+            break
+        point = point + 0.1 * slope / np.linalg.norm(slope)
+    assert (np.abs(point) < 1).all()
+
+
+# --- shapes and types ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(5, 4), (3, 5, 4)])
+@pytest.mark.parametrize("shape", [(), (7,), (2, 1, 3)])
+def test_points_may_have_any_shape(size, shape):
+    images, points = draw(size)
+    expected = run(images, points).reshape(2, 16, 2)[:, : math.prod(shape)]
+    points = points.reshape(2, 16, -1)[:, : math.prod(shape)].reshape(2, *shape, -1)
+    found = run(images, points)
+    np.testing.assert_array_equal(found, expected.reshape(2, *shape, 2))
+    first = stn.sample(np.moveaxis(images, -1, 1), points, data_format="channels_first")
     np.testing.assert_array_equal(np.moveaxis(ops.convert_to_numpy(first), 1, -1), found)
 
 
+@samplers
+def test_a_flat_volume_is_an_image(sampler):
+    images, points = draw((5, 4))[0], grid_of(0.9, (0.3, -0.8), (5, 4))
+    points = np.concatenate([points, np.zeros_like(points[..., :1])], axis=-1)
+    for padding in ("zeros", "reflection"):
+        flat = run(images, points[..., :2], sampler, padding)
+        found = run(images[:, None], points[:, None], sampler, padding)
+        np.testing.assert_allclose(found[:, 0], flat, rtol=0, atol=1e-5)
+
+
 def test_data_format_is_the_keras_setting_by_default():
-    images, points = draw((4, 5, 3), 6, False)
+    images, points = draw((5, 4))
     before = keras.config.image_data_format()
     try:
         keras.config.set_image_data_format("channels_first")
         found = stn.sample(images.transpose(0, 3, 1, 2), points)
     finally:
         keras.config.set_image_data_format(before)
-    expected = run(images, points, "bilinear", "zeros", False)
-    np.testing.assert_array_equal(ops.convert_to_numpy(found), expected.transpose(0, 2, 1))
+    expected = run(images, points).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
 
 
-def test_empty_batch():
-    found = run(np.zeros((0, 3, 4, 2), "float32"), np.zeros((0, 5, 2)), "bilinear", "zeros", False)
-    assert found.shape == (0, 5, 2)
+@samplers
+def test_empty_batch(sampler):
+    found = run(np.zeros((0, 3, 4, 2), "float32"), np.zeros((0, 5, 4, 2)), sampler)
+    assert found.shape == (0, 5, 4, 2)
+    found = run(np.zeros((0, 3, 4, 2, 1), "float32"), np.zeros((0, 2, 5, 4, 3)), sampler)
+    assert found.shape == (0, 2, 5, 4, 1)
 
 
 @pytest.mark.parametrize(
@@ -211,8 +398,20 @@ def test_types_are_kept_and_integers_rounded(dtype, value, expected):
     np.testing.assert_array_equal(ops.convert_to_numpy(ops.cast(found, "float32")), expected)
 
 
+@pytest.mark.parametrize("sampler", ["bicubic", "lanczos3"])
+def test_overshoot_is_clipped_to_integer_types(sampler):
+    steps = np.repeat([0, 255, 0, 255, 255], 2).astype("uint8").reshape(1, 1, 10, 1)
+    points = np.stack([np.linspace(-1, 1, 30), np.zeros(30)], axis=-1)[None]
+    exact = run(steps.astype("float32"), points, sampler, "border")
+    assert exact.min() < -5, "nothing to clip"
+    assert exact.max() > 260
+    found = run(steps, points, sampler, "border")
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, np.clip(np.round(exact), 0, 255))
+
+
 @pytest.mark.parametrize(
-    ("fill_value", "expected"), [(300, 255), (-5, 0), (12.4, 12), (float("nan"), 0)]
+    ("fill_value", "expected"), [(300, 255), (-5, 0), (12.4, 12), (float("nan"), 0), ([7.6], 8)]
 )
 def test_fill_value_is_clipped_to_integer_types(fill_value, expected):
     found = stn.sample(
@@ -225,66 +424,156 @@ def test_fill_value_is_clipped_to_integer_types(fill_value, expected):
     np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
 
 
-@options
+@pytest.mark.parametrize("fill_value", [(0.1, 0.2, 0.3), [0.1, 0.2, 0.3], np.arange(3), 0, 2])
+def test_fill_value_per_channel(fill_value):
+    images = np.ones((1, 2, 2, 3), "float32")
+    points = np.array([[[9.0, 0.0], [0.0, 0.0]]])
+    for data_format, axis in (("channels_last", -1), ("channels_first", 1)):
+        found = stn.sample(
+            np.moveaxis(images, -1, axis),
+            points,
+            padding="constant",
+            fill_value=fill_value,
+            data_format=data_format,
+        )
+        found = np.moveaxis(ops.convert_to_numpy(found), axis, -1)[0]
+        np.testing.assert_allclose(found[0], np.broadcast_to(fill_value, 3), rtol=1e-6)
+        np.testing.assert_allclose(found[1], 1, rtol=1e-6)
+
+
+# --- extremes ------------------------------------------------------------------------------------
+
+# By how much the weights of an axis can exceed 1 in total, signs aside.
+GAIN = {"bicubic": 1.4, "lanczos3": 1.7}
+
+
+FAR = [np.nan, np.inf, -np.inf, 1e6, -1e6, 1e30, -1e30, 0.1]
+EXTREMES = {
+    2: [(x, y) for x in FAR for y in FAR if 0.1 in (x, y) or x == y]
+    + [(np.nan, np.nan), (np.nan, np.inf), (1e30, np.nan), (np.inf, -np.inf), (-1e6, 1e30)],
+    3: list(itertools.product([np.nan, -np.inf, 1e6, 0.1], [np.nan, -1e30, 0.1], [1e6, 0.1])),
+}
+
+
+@samplers
+@paddings
+@conventions
 def test_extreme_points(sampler, padding, align_corners):
-    values = [np.nan, np.inf, -np.inf, 1e6, -1e6, 1e30, -1e30]
-    points = np.array([list(itertools.product([*values, 0.1], repeat=2))], "float32")
-    images = np.random.default_rng(3).uniform(1, 2, (1, 5, 4, 1)).astype("float32")
-    for shape in ((5, 4), (1, 1)):
-        image = images[:, : shape[0], : shape[1]]
-        found = run(image, points, sampler, padding, align_corners)[0, :, 0]
-        is_nan = np.isnan(points[0]).any(axis=-1)
-        is_infinite = np.isinf(points[0]).any(axis=-1)
+    for size in ((5, 4), (1, 7), (3, 5, 4)):
+        if sampler == "antialiased" and len(size) == 3:
+            continue  # takes another shape of points; it goes the same way as for images
+        points = np.full((32, len(size)), 0.1, "float32")
+        points[: len(EXTREMES[len(size)])] = EXTREMES[len(size)]
+        images = np.random.default_rng(3).uniform(1, 2, (2, *size, 2)).astype("float32")
+        found = run(images, points.reshape(*BATCH, -1), sampler, padding, align_corners)
+        found = found.reshape(32, 2)
+        is_nan, is_infinite = np.isnan(points).any(axis=-1), np.isinf(points).any(axis=-1)
+        inside = (points == np.float32(0.1)).all(axis=-1)
         np.testing.assert_array_equal(found[is_nan], np.nan)
-        read_something = found[~is_nan & ~(is_infinite & np.isnan(found))]
-        outside = {"zeros": 0.0, "constant": FILL}.get(padding)
+        gain = GAIN.get(sampler, 1.0) ** len(size)
+        low, high = 1.5 - 0.5 * gain - 1e-5, 1.5 + 0.5 * gain + 1e-5
+        outside = {"zeros": [0, 0], "constant": FILL, "inward": FILL}.get(padding)
         if outside is None:
-            assert read_something.min() >= image.min() - 1e-6
-            assert read_something.max() <= image.max() + 1e-6
-        elif shape == (5, 4):
-            inside = (points[0] == np.float32(0.1)).all(axis=-1)
-            np.testing.assert_array_equal(found[~is_nan & ~inside], outside)
-            assert found[inside].min() >= 1 - 1e-6
-        whole = run((100 * image).astype("uint8"), points, sampler, padding, align_corners)[0, :, 0]
-        assert whole.dtype == np.uint8
-        np.testing.assert_array_equal(whole[is_nan], 0)
-        assert whole.max() <= 200
+            assert np.isfinite(found[~is_nan & ~is_infinite]).all()
+            read_something = found[np.isfinite(found)]
+            assert np.isfinite(found[~is_nan]).all() or is_infinite.any()
+            assert read_something.min() >= low
+            assert read_something.max() <= high
+        elif 1 not in size:
+            out = found[~is_nan & ~inside]
+            np.testing.assert_allclose(out - outside, 0, rtol=0, atol=1e-6)
+            if sampler != "antialiased":  # the neighbors of this point are far away
+                assert low <= found[inside].min()
+                assert found[inside].max() <= high
+        if size == (5, 4):
+            bytes_ = (100 * images).astype("uint8")
+            whole = run(bytes_, points.reshape(*BATCH, -1), sampler, padding, align_corners)
+            assert whole.dtype == np.uint8
+            np.testing.assert_array_equal(whole.reshape(32, 2)[is_nan], 0)
+            assert whole.max() <= 100 * high
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_gradients(check_gradient, padding, align_corners):
+# --- gradients -----------------------------------------------------------------------------------
+
+
+def of_points(image, **options):
+    def function(values):
+        images = np.repeat(image[None], values.shape[0], axis=0)
+        return stn.sample(images, values, data_format="channels_last", **options)
+
+    return function
+
+
+def of_image(points, **options):
+    def function(values):
+        many = np.repeat(points[None], values.shape[0], axis=0)
+        return stn.sample(values, many, data_format="channels_last", **options)
+
+    return function
+
+
+@pytest.mark.parametrize("sampler", ["bilinear", "bicubic", "lanczos3", "antialiased"])
+@pytest.mark.parametrize(
+    ("padding", "align_corners"),
+    [
+        ("zeros", False),
+        ("border", True),
+        ("reflection", False),
+        ("reflection", True),
+        ("circular", False),
+        ("constant", True),
+    ],
+)
+def test_gradient_to_the_points(check_gradient, sampler, padding, align_corners):
     rng = np.random.default_rng(4)
     image = rng.normal(size=(4, 5, 2))
-    points = rng.uniform(-1.5, 1.5, (12, 2))
+    points = rng.uniform(-1.5, 1.5, (3, 4, 2))
+    options = {"sampler": sampler, "padding": padding, "align_corners": align_corners}
+    check_gradient(of_points(image, **options), points)
 
-    def from_points(values):
-        images = np.repeat(image[None], values.shape[0], axis=0)
-        return stn.sample(
-            images,
-            values,
-            padding=padding,
-            align_corners=align_corners,
-            data_format="channels_last",
+
+@samplers
+@paddings
+def test_gradient_to_the_image(check_gradient, sampler, padding):
+    rng = np.random.default_rng(4)
+    points = rng.uniform(-1.5, 1.5, (3, 4, 2))
+    options = {"sampler": sampler, "padding": padding, "align_corners": True}
+    check_gradient(of_image(points, **options), rng.normal(size=(4, 5, 2)))
+
+
+@pytest.mark.parametrize("sampler", ["bilinear", "bicubic"])
+def test_gradients_in_volumes(check_gradient, sampler):
+    rng = np.random.default_rng(4)
+    image, points = rng.normal(size=(3, 4, 2, 1)), rng.uniform(-1.3, 1.3, (2, 2, 2, 3))
+    options = {"sampler": sampler, "padding": "reflection"}
+    check_gradient(of_points(image, **options), points)
+    check_gradient(of_image(points, **options), image)
+
+
+@samplers
+@paddings
+def test_gradients_are_finite_far_away(gradient, sampler, padding):
+    rng = np.random.default_rng(4)
+    images, points = rng.normal(size=(40, 4, 5, 2)), rng.uniform(-1, 1, (40, 3, 4, 2))
+    points[0, :2, :3, 0] = (1e6, -1e30, 0.1)
+    points[0, :2, :3, 1] = np.transpose([(-1e6, 1e30)])
+    points[1, 0, 0] = (1e6, 0)
+
+    def total(values):
+        found = stn.sample(
+            images, values, sampler=sampler, padding=padding, data_format="channels_last"
         )
+        return ops.sum(found) + 0.0 * ops.sum(values)  # PyTorch refuses where nothing counts
 
-    check_gradient(from_points, points)
-    for sampler in SAMPLERS:
-
-        def from_image(values, sampler=sampler):
-            return stn.sample(
-                values,
-                np.repeat(points[None], values.shape[0], axis=0),
-                sampler=sampler,
-                padding=padding,
-                align_corners=align_corners,
-                data_format="channels_last",
-            )
-
-        check_gradient(from_image, image)
+    found = gradient(total, points)
+    assert np.isfinite(found).all()
+    assert sampler == "nearest" or np.abs(found).max() > 0.1
 
 
-IMAGES, POINTS = np.zeros((2, 3, 4, 1), "float32"), np.zeros((2, 5, 2), "float32")
+# --- errors --------------------------------------------------------------------------------------
+
+IMAGES, POINTS = np.zeros((2, 3, 4, 2), "float32"), np.zeros((2, 5, 2), "float32")
+VOLUMES = np.zeros((2, 3, 4, 5, 2), "float32")
 
 
 @pytest.mark.parametrize(
@@ -293,14 +582,22 @@ IMAGES, POINTS = np.zeros((2, 3, 4, 1), "float32"), np.zeros((2, 5, 2), "float32
         (IMAGES, POINTS, {"sampler": "cubic"}, "sampler='cubic'"),
         (IMAGES, POINTS, {"sampler": None}, "sampler=None"),
         (IMAGES, POINTS, {"padding": "wrap"}, "padding='wrap'"),
-        (IMAGES, POINTS, {"padding": "border", "fill_value": 1.0}, "fill_value=1.0"),
+        (IMAGES, POINTS, {"padding": "border", "fill_value": 1.0}, r"fill_value=1\.0"),
+        (IMAGES, POINTS, {"padding": "zeros", "fill_value": (0, 1)}, r"fill_value=\(0, 1\)"),
+        (IMAGES, POINTS, {"padding": "constant", "fill_value": "red"}, "fill_value='red'"),
+        (IMAGES, POINTS, {"padding": "constant", "fill_value": None}, "fill_value=None"),
+        (IMAGES, POINTS, {"padding": "constant", "fill_value": (1, 2, 3)}, r"\(1, 2, 3\)"),
+        (IMAGES, POINTS, {"padding": "inward", "fill_value": [[1, 2]]}, r"\[\[1, 2\]\]"),
         (IMAGES, POINTS, {"data_format": "NHWC"}, "data_format='NHWC'"),
-        (IMAGES[0], POINTS, {}, r"\(3, 4, 1\)"),
-        (IMAGES[None], POINTS, {}, r"\(1, 2, 3, 4, 1\)"),
-        (IMAGES[:, :0], POINTS, {}, r"\(2, 0, 4, 1\)"),
+        (IMAGES[0], POINTS, {}, r"\(3, 4, 2\)"),
+        (IMAGES[None, None], POINTS, {}, r"\(1, 1, 2, 3, 4, 2\)"),
+        (IMAGES[:, :0], POINTS, {}, r"\(2, 0, 4, 2\)"),
         (IMAGES, POINTS[..., :1], {}, r"2, 5, 1"),
         (IMAGES, POINTS[0, 0], {}, r"points\.shape="),
         (IMAGES, POINTS[:1], {}, r"points\.shape=\(1, 5, 2\)"),
+        (IMAGES, np.zeros((2, 5, 3)), {}, r"2, 5, 3"),
+        (VOLUMES, POINTS, {}, r"2, 5, 2"),
+        (VOLUMES[:, :0], np.zeros((2, 5, 3)), {}, r"\(2, 0, 4, 5, 2\)"),
     ],
 )
 def test_errors(images, points, wrong, match):
@@ -308,10 +605,11 @@ def test_errors(images, points, wrong, match):
         stn.sample(images, points, **{"data_format": "channels_last", **wrong})
 
 
-def test_unknown_size_is_refused():
+@pytest.mark.parametrize("size", [(None, None), (None, 3, 4), (3, 4, None)])
+def test_unknown_size_is_refused(size):
     with pytest.raises(ValueError, match=r"(?s)^Expected .*known height.*Received: .*None"):
         stn.sample(
-            keras.KerasTensor((None, None, 4, 1)),
-            keras.KerasTensor((None, 5, 2)),
+            keras.KerasTensor((None, *size, 1)),
+            keras.KerasTensor((None, 5, len(size))),
             data_format="channels_last",
         )
