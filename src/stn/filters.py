@@ -111,7 +111,8 @@ def slopes(images: Any, padding: str, align_corners: bool) -> tuple[list[Any], i
     """How an image rises along each axis, seen from nearby and from afar.
 
     At every pixel planes are fitted to the image around it by least squares, under Gaussian
-    weights of several widths up to a quarter of the image; the result is their mean slope.
+    weights of an eighth and a quarter of the image; the result is their mean slope. A narrower one
+    beside them sees more, but holds points fast at small hills.
 
     Args:
         images: `(batch, ..., channels)` float tensor.
@@ -123,7 +124,7 @@ def slopes(images: Any, padding: str, align_corners: bool) -> tuple[list[Any], i
         image on each side.
     """
     size = tuple(images.shape[1:-1])
-    widths = sorted({max(max(size) * share, 1.0) for share in (0, 1 / 16, 1 / 8, 1 / 4)})
+    widths = sorted({max(max(size) * share, 1.0) for share in (1 / 8, 1 / 4)})
     margin = math.ceil(3 * widths[-1])
     total: list[Any] = [0.0] * len(size)
     for width in widths:
