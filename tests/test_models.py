@@ -82,9 +82,14 @@ def test_compact_takes_images_of_any_size(shape):
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=0, atol=1e-5)
 
 
-def test_saved_classifier_gives_the_same(tmp_path):
-    model = stn.classifier("compact", num_classes=5)
+@pytest.mark.parametrize("transform", stn.TRANSFORMS)
+def test_saved_classifier_gives_the_same(transform, tmp_path):
+    model = stn.classifier("compact", num_classes=5, transform=transform)
+    kernel = model.get_layer(models.TRANSFORMER).head.kernel
+    before = model.predict(IMAGES, verbose=0)
+    kernel.assign(np.random.default_rng(0).normal(0, 0.1, kernel.shape))
     expected = model.predict(IMAGES, verbose=0)
+    assert np.abs(expected - before).max() > 1e-5
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_array_equal(again.predict(IMAGES, verbose=0), expected)

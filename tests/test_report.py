@@ -119,6 +119,12 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
+def test_every_distortion_is_put_in_words():
+    from stn.tool.data.distortions import DISTORTIONS
+
+    assert {*report._DISTORTIONS, "none"} == {*DISTORTIONS}
+
+
 def leftovers(folder):
     return [p.name for p in Path(folder).rglob("*") if p.name.startswith(".")]
 
@@ -193,6 +199,23 @@ def test_an_outline_that_leaves_the_margin_keeps_its_direction():
     points = np.array([point for stroke in strokes for point in stroke])
     np.testing.assert_allclose(points[:, 1], 13.5, atol=1e-3)
     assert points[:, 0].max() == pytest.approx(100)
+
+
+def test_lines_inside_the_outline_are_thin_and_open():
+    batch = np.zeros((2, 28, 28, 1), "uint8")
+    line = np.array([[[7, 14], [20, 14], [20, 20]], [[np.nan, 14], [1e30, 14], [20, 20]]])
+    picture = pictures.draw_frame(batch, None, square(-9, -8, 2), title="t", lines=[line])
+
+    def thickness(x, y, *, across):
+        x, y = 94 + round((x + 0.5) * 3), 96 + round((y + 0.5) * 3)
+        box = (x, y - 6, x + 1, y + 6) if across else (x - 6, y, x + 6, y + 1)
+        return orange(picture, box)
+
+    assert 1 <= thickness(10, 14, across=True) <= 2
+    assert 1 <= thickness(20, 17, across=False) <= 2
+    assert thickness(13.5, 17, across=False) == 0  # no way back from the last point to the first
+    outlined = pictures.draw_frame(batch, None, line[:1].repeat(2, axis=0), title="t")
+    assert orange(outlined, (94, 96, 178, 180)) > 2 * orange(picture, (94, 96, 178, 180))
 
 
 def test_frame_without_transformer_says_so():

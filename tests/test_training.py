@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import stn
+from conftest import draw_shapes
 from stn.tool import data, runs
 from stn.tool.config import UserError
 from stn.tool.progress import Progress
@@ -250,6 +251,85 @@ def test_constant_learning_rate_and_weight_decay(shapes_config):
     optimizer = training.build(config, (14, 14, 1), 4, steps=4).optimizer
     assert float(optimizer.learning_rate) == pytest.approx(2e-3)
     assert optimizer.weight_decay == 0.01
+
+
+# --- families that bend --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("transform", "distort", "sampler", "padding"),
+    [
+        ("tps", "E", "antialiased", "border"),
+        ("diffeomorphic", "E", "bilinear", "zeros"),
+        pytest.param("projective", "P", "linearized", "inward", marks=pytest.mark.slow),
+        pytest.param("flow", "P", "bicubic", "circular", marks=pytest.mark.slow),
+    ],
+)
+def test_families_of_many_parameters(
+    transform, distort, sampler, padding, shapes_config, shapes, tmp_path
+):
+    """From training, cut off and gone on with, to the report, and what is made of the model."""
+    values = {"transform": transform, "distort": distort, "sampler": sampler, "padding": padding}
+    config = shapes_config.replace(**values, epochs=2, deterministic=False)
+    with pytest.raises(PowerCut):
+        stn.train(config, tmp_path / "run", progress=cut_at(2, 1))
+    run = stn.train(config, tmp_path / "run", resume=True)
+    assert [record["epoch"] for record in run.history] == [1, 2]
+    assert all(math.isfinite(record["loss"]) for record in run.history)
+    assert all(np.isfinite(array).all() for array in checkpoint(run)[1].values())
+    (kernel,) = [w for w in weights(run) if w.shape == (64, stn.get_transform(transform).size)]
+    assert np.abs(kernel).max() > 1e-4
+    with Image.open(run.film_file) as film:
+        assert film.n_frames == 3
+    assert transform in run.report_file.read_text(encoding="utf-8")
+    again, test = stn.evaluate(run), run.metrics["test"]
+    assert (again["accuracy"], again["loss"]) == pytest.approx((test["accuracy"], test["loss"]))
+    picture = tmp_path / "digit.png"
+    Image.fromarray(draw_shapes(1, 5)[0][0]).save(picture)
+    (found,) = stn.predict(run, picture)
+    assert 0.1 <= found["probability"] <= 1
+
+
+@pytest.mark.parametrize(
+    "transform", ["affine", "projective", "tps", "flow", "diffeomorphic", "none"]
+)
+def test_only_bent_grids_get_lines(transform, shapes_config, tmp_path, monkeypatch):
+    """Three rows and three columns of the grid, in pixels of the input."""
+    import keras
+
+    from stn import models
+    from stn.tool import monitor, training
+
+    def draw(inputs, outputs, outlines, *, lines, **texts):
+        shown.append((outlines, lines))
+        return Image.new("RGB", (1, 1))
+
+    shown = []
+    monkeypatch.setattr(monitor.pictures, "draw_frame", draw)
+    config, run = shapes_config.replace(transform=transform), runs.Run(tmp_path / "run")
+    model = training.build(config, (21, 28, 1), 4, output_size=(9, 5), steps=4)
+    images = np.random.default_rng(0).integers(0, 256, (4, 21, 28, 1), "uint8")
+    watched = monitor.Monitor(run, config, model, images, np.arange(4), "abcd", count=4)
+    if transform == "none":
+        watched.draw(0)
+        assert shown == [(None, [])]
+        return
+    layer = model.get_layer(models.TRANSFORMER)
+    kernel = layer.head.kernel
+    kernel.assign(np.random.default_rng(0).normal(0, 0.1, kernel.shape))
+    watched.draw(0)
+    (((outlines, lines)),) = shown
+    if transform in ("affine", "projective"):
+        assert lines == []
+        return
+    grid = keras.Model(model.input, layer.output[2]).predict(watched._images, verbose=0)
+    pixels = (grid + 1) * [14, 10.5] - 0.5
+    expected = [*(pixels[:, row] for row in (2, 4, 6)), *(pixels[:, :, i] for i in (1, 2, 3))]
+    assert len(lines) == len(expected)
+    for line, wanted in zip(lines, expected, strict=True):
+        np.testing.assert_allclose(line, wanted, atol=1e-4)
+    np.testing.assert_allclose(outlines[:, 0], pixels[:, 0, 0], atol=1e-4)
+    assert np.abs(np.diff(lines[1], n=2, axis=1)).max() > 0.1  # not straight
 
 
 # --- early stopping ------------------------------------------------------------------------------
