@@ -1,0 +1,68 @@
+"""Physical numbers and plain words for what a transformer did."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+import stn
+from stn.tool import alignment
+
+SIZE = (20, 30)
+
+
+def grid_of(transform, params, size=SIZE, output_size=(9, 12)):
+    points = stn.grids.regular(output_size)[None]
+    params = np.asarray(params, "float32")[None]
+    return ops.convert_to_numpy(stn.get_transform(transform)(params, points, size=size))
+
+
+def about(transform, params, **options):
+    return alignment.describe(grid_of(transform, params, **options), SIZE)[0]
+
+
+def test_each_number_is_what_was_put_in():
+    found = about("similarity", [0.8, np.deg2rad(25), 0, 0])
+    expected = {"angle": 25, "zoom_x": 1.25, "zoom_y": 1.25, "shear": 0, "right": 0, "down": 0}
+    for key, value in expected.items():
+        assert abs(found[key] - value) < 1e-4, key
+    assert found["bend"] < 1e-5
+    found = about("scaling", [0.5, 2, 0, 0])
+    np.testing.assert_allclose([found["zoom_x"], found["zoom_y"]], [2, 0.5], rtol=1e-5)
+    # A positive translation shows what lies further right: the picture moves left.
+    found = about("translation", [0.2, -0.1])
+    np.testing.assert_allclose([found["right"], found["down"]], [-0.1, 0.05], atol=1e-6)
+    bend = 0.1 * np.random.default_rng(0).normal(size=32)
+    assert 0.01 < about("tps", bend)["bend"] < 0.1
+
+
+def test_words_agree_with_what_the_picture_shows():
+    """A mark in the middle of the right half, seen where the words say."""
+    image = np.zeros((1, 40, 40, 1), "float32")
+    image[0, 20, 30] = 1
+    cases = {
+        "turned 90° left": ("rotation", [np.pi / 2], lambda x, y: y < 15 and 15 < x < 25),
+        "turned 90° right": ("rotation", [-np.pi / 2], lambda x, y: y > 25 and 15 < x < 25),
+        "zoomed 0.5x": ("attention", [2, 0, 0], lambda x, y: 22 < x < 28),
+        "moved 25 % left": ("translation", [0.5, 0], lambda x, y: 18 < x < 23),
+        "moved 20 % down": ("translation", [0, -0.4], lambda x, y: y > 26),
+    }
+    for words, (name, params, where) in cases.items():
+        grid = grid_of(name, params, (40, 40), (40, 40))
+        assert alignment.in_words(alignment.describe(grid, (40, 40))[0]) == words
+        seen = ops.convert_to_numpy(stn.sample(image, grid, data_format="channels_last"))[0, ..., 0]
+        y, x = np.unravel_index(seen.argmax(), seen.shape)
+        assert where(x, y), words
+
+
+@pytest.mark.parametrize(
+    ("transform", "params", "words"),
+    [
+        ("affine", [1, 0, 0, 0, 1, 0], "left as it is"),
+        ("affine", [1, 0, 0, 0, -1, 0], "mirrored"),
+        ("affine", [0.5, 0, 0, 0, 1, 0], "zoomed 1.41x, stretched sideways 2x"),
+        ("affine", [np.nan] * 6, "not a picture any more: the transformation is not finite"),
+        ("attention", [0, 0, 0], "not a picture any more: the transformation is not finite"),
+    ],
+)
+def test_words(transform, params, words):
+    assert alignment.in_words(about(transform, params)) == words
