@@ -130,6 +130,50 @@ def curves_bytes(history: list[dict[str, Any]], best_epoch: int | None) -> bytes
     return _png(figure)
 
 
+def draw_sweep(results: dict[str, Any], path: Any) -> None:
+    """Plot accuracy, and the alignment error where there is one, over a disturbance, as PNG.
+
+    Args:
+        results: What `stn.tool.sweeps.sweep` returns.
+        path: Where the PNG goes; written completely or not at all.
+
+    Example:
+        >>> draw_sweep(sweep("runs/affine", "rotation"), "rotation.png")  # doctest: +SKIP
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    aligned = any("alignment_error" in run["points"][0] for run in results["runs"])
+    figure = Figure(figsize=(9 if aligned else 5, 3.7), dpi=200, facecolor="white")
+    panels = figure.subplots(1, 1 + aligned, squeeze=False)[0]
+    titles = ("Accuracy", f"What is left after the transformer ({results['error_unit']})")
+    for panel, key, title in zip(panels, ("accuracy", "alignment_error"), titles, strict=False):
+        panel.set_title(title, loc="left", fontsize=12, fontweight="bold", color="#1c2026", pad=10)
+        for run, color in zip(results["runs"], (BLUE, "#8893a3"), strict=False):
+            points = [point for point in run["points"] if key in point]
+            if not points:
+                continue
+            x = [point["strength"] for point in points]
+            low, high = ([point[f"{key}_{end}"] for point in points] for end in ("low", "high"))
+            panel.plot(x, [point[key] for point in points], "o-", color=color, label=run["name"])
+            panel.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+        panel.set_xlabel(f"{results['kind']} ({results['unit']})")
+        panel.grid(color="#e3e7ec")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False)
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    panels[0].set_ylim(0, 1.02)
+    if aligned:
+        panels[1].set_ylim(bottom=1.0 if results["error_unit"] == "factor" else 0.0)
+        if results["kind"] != "scale":  # what would be left if nothing were taken back
+            strengths = [point["strength"] for point in results["runs"][0]["points"]]
+            panels[1].plot(strengths, strengths, ":", color="#8893a3", label="nothing taken back")
+            panels[1].legend(frameon=False)
+    figure.tight_layout()
+    with runs.atomic(path) as temporary:
+        temporary.write_bytes(_png(figure))
+
+
 def draw_confusion(confusion: Any, class_names: Sequence[str], path: Any) -> None:
     """Plot which classes are taken for which, as PNG: every row adds up to 100%.
 

@@ -52,6 +52,10 @@ class Run:
         """Where the monitor's picture after `epoch` goes; epoch 0 is before training."""
         return self.frames_folder / f"epoch-{epoch:03d}.png"
 
+    def sweep_file(self, kind: str) -> Path:
+        """Where the results of a robustness sweep go, as JSON; CSV and PNG are beside it."""
+        return self.path / f"sweep-{kind}.json"
+
     def frames(self) -> list[Path]:
         """The monitor's pictures, in the order of the epochs."""
         return sorted(self.frames_folder.glob("epoch-*.png"))

@@ -182,6 +182,20 @@ def distort_all(
     return result
 
 
+def warp_images(images: np.ndarray, params: np.ndarray, output_size: tuple[int, int]) -> np.ndarray:
+    """Warp a batch by given affine parameters, compiled once for each shape.
+
+    Args:
+        images: uint8 `(count, height, width, channels)`.
+        params: Float32 `(count, 6)`.
+        output_size: `(height, width)` of the result.
+
+    Returns:
+        uint8 `(count, *output_size, channels)`.
+    """
+    return _compiled_warp(images.shape[1:], output_size, ("affine",))(images, params)
+
+
 _CORNERS = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 
 

@@ -1,0 +1,258 @@
+"""Robustness: accuracy, and what the transformer takes back, over the strength of a disturbance."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stn.tool import alignment, evaluation, plots, runs
+from stn.tool.config import UserError
+from stn.tool.data import distortions
+
+KINDS: dict[str, tuple[str, float, tuple[float, ...]]] = {
+    "rotation": ("degrees", 0.0, (0, 15, 30, 45, 60, 75, 90)),
+    "scale": ("magnification", 1.0, (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5)),
+    "translation": ("fraction of the image", 0.0, (0, 0.05, 0.1, 0.15, 0.2, 0.3)),
+    "shear": ("tangent", 0.0, (0, 0.1, 0.2, 0.3, 0.4, 0.6)),
+    "noise": ("standard deviation, of white", 0.0, (0, 0.1, 0.2, 0.3, 0.4, 0.5)),
+    "occlusion": ("side of a square, of the image", 0.0, (0, 0.1, 0.2, 0.3, 0.4, 0.5)),
+}
+"""By name: the unit of the strength, the strength that changes nothing, the strengths tried."""
+
+ERRORS = {
+    "rotation": "degrees",
+    "scale": "factor",
+    "translation": "fraction of the image",
+    "shear": "tangent",
+}
+"""The unit of the alignment error, for disturbances that a transformer can take back."""
+
+_SWEEP = 4  # a stream of randomness of its own, after those of training, test and monitor
+
+
+def sweep(
+    run: runs.Run | str | os.PathLike[str],
+    kind: str,
+    *,
+    control: runs.Run | str | os.PathLike[str] | None = None,
+    strengths: Sequence[float] | None = None,
+    count: int = 2000,
+    backend: str | None = None,
+) -> dict[str, Any]:
+    """Test a run on images that are disturbed more and more, and on nothing else.
+
+    The images are test images without the distortion of the run, in the middle of its canvas. The
+    alignment error says how much of a disturbance is left after the transformer, compared with
+    what it does to the same image undisturbed: 0 if it takes back all of it, the disturbance
+    itself if it ignores it. Turns and shifts go either way, at random. If the run was trained on
+    distorted images, which are all blurred a little by resampling, every image is first shifted by
+    up to half a pixel, so that undisturbed ones are not sharper than any the model has seen.
+
+    Writes `sweep-KIND.json`, `.csv` and `.png` into the run's folder.
+
+    Args:
+        run: A run, or its folder.
+        kind: One of `KINDS`.
+        control: A run without a transformer on the same data, to compare with.
+        strengths: Other strengths than the usual ones, in the unit of `KINDS`.
+        count: Test images to use, at most; chosen by the seed, the same for all strengths.
+        backend: Another backend than the run's.
+
+    Returns:
+        `kind`, `unit`, `error_unit`, `count`, `runs`: for each run its `name` and `points`. A
+        point has `strength`, `accuracy` and, for a transformer, `alignment_error` (the median),
+        each with `_low` and `_high`, a 95 % bootstrap interval over the images.
+
+    Raises:
+        UserError: If there is no such kind, or a run cannot be used.
+
+    Example:
+        >>> sweep("runs/affine", "rotation")["runs"][0]["points"][0]  # doctest: +SKIP
+        {'strength': 0, 'accuracy': 0.98, ...}
+    """
+    if kind not in KINDS:
+        raise UserError(f"Expected sweep to be one of {tuple(KINDS)}. Received: {kind!r}")
+    unit, neutral, usual = KINDS[kind]
+    tried = [float(s) for s in (usual if strengths is None else strengths)]
+    if not tried or not all(np.isfinite(tried)) or (kind == "scale" and min(tried) <= 0):
+        raise UserError(f"Expected strengths in {unit}. Received: {strengths!r}")
+    opened = [
+        one if isinstance(one, runs.Run) else runs.Run.open(one)
+        for one in (run, *([] if control is None else [control]))
+    ]
+    results: dict[str, Any] = {
+        "kind": kind,
+        "unit": unit,
+        "error_unit": ERRORS.get(kind),
+        "count": 0,
+        "runs": [],
+    }
+    for one in opened:
+        reader = _Reader(one, kind, count, backend)
+        results["count"] = len(reader.labels)
+        _, still = reader.read(neutral)
+        points = []
+        for strength in tried:
+            hits, seen = reader.read(strength)
+            point = {"strength": strength} | _interval("accuracy", hits, np.mean)
+            if seen is not None and still is not None and kind in ERRORS:
+                left = _left_over(kind, seen, still, reader.size)
+                point |= _interval("alignment_error", left, np.median)
+            points.append(point)
+        results["runs"].append({"name": one.path.resolve().name, "points": points})
+    _write(opened[0], results)
+    return results
+
+
+class _Reader:
+    """A model, and the same test images disturbed as strongly as asked."""
+
+    def __init__(self, run: runs.Run, kind: str, count: int, backend: str | None):
+        config = run.config
+        model = evaluation.load_model(run, backend or config.backend)
+        import keras
+
+        from stn import models
+
+        channels = run.dataset["image_shape"][-1]
+        _, test = evaluation.load_split(config, "test", channels=channels)
+        rng = np.random.default_rng((config.seed, _SWEEP))
+        chosen = rng.permutation(len(test.labels))[:count]
+        self.labels, self._images = test.labels[chosen], test.images[chosen]
+        self._kind, self._seed = kind, config.seed
+        self._output_size = tuple(model.input_shape[1:3])
+        self._jitter = 0.0 if config.distort in (None, "none") else 0.5
+        self.size = self._images.shape[1:3]
+        outputs = {"probabilities": model.output}
+        self._transforms = config.transform != "none"
+        if self._transforms:
+            outputs["grid"] = model.get_layer(models.TRANSFORMER).output[2]
+        self._probe = keras.Model(model.input, outputs)
+
+    def read(self, strength: float) -> tuple[np.ndarray, np.ndarray | None]:
+        """Which images are recognized, and the maps from the outputs to the undisturbed images."""
+        # The same directions and places for all strengths.
+        rng = np.random.default_rng((self._seed, _SWEEP, 1))
+        images, disturbed = disturb(
+            self._images,
+            self._kind,
+            strength,
+            self._output_size,
+            rng,
+            jitter=self._jitter,
+        )
+        found = [
+            self._probe.predict_on_batch(images[start : start + 500])
+            for start in range(0, len(images), 500)
+        ]
+        guesses = np.concatenate([part["probabilities"] for part in found]).argmax(-1)
+        hits = (guesses == self.labels).astype("float64")
+        if not self._transforms:
+            return hits, None
+        grid = np.concatenate([part["grid"] for part in found])
+        return hits, disturbed @ alignment.affine_part(grid, self._output_size)[0]
+
+
+def disturb(
+    images: np.ndarray,
+    kind: str,
+    strength: float,
+    output_size: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    jitter: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Disturb images, all as strongly, and put them in the middle of a canvas.
+
+    Args:
+        images: uint8 `(count, height, width, channels)`.
+        kind: One of `KINDS`.
+        strength: In the unit of `KINDS`.
+        output_size: `(height, width)` of the canvas.
+        rng: Decides on signs, directions and places.
+        jitter: Largest random shift before all else, in pixels.
+
+    Returns:
+        uint8 `(count, *output_size, channels)`, and the maps `(count, 3, 3)` from the canvas back
+        to the image, in pixels about the centers.
+
+    Example:
+        >>> image = np.zeros((1, 4, 4, 1), "uint8")
+        >>> _, back = disturb(image, "scale", 2.0, (4, 4), np.random.default_rng(0))
+        >>> back[0].tolist()
+        [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 1.0]]
+    """
+    count, size = len(images), images.shape[1:3]
+    sign = rng.choice([-1.0, 1.0], count)
+    direction = rng.uniform(-np.pi, np.pi, count)
+    place = rng.uniform(0, 1, (count, 2))
+    shift = np.tile(np.eye(3), (count, 1, 1))
+    shift[:, :2, 2] = rng.uniform(-jitter, jitter, (count, 2))
+    image = np.tile(np.eye(3), (count, 1, 1))  # from image to canvas
+    if kind == "rotation":
+        angle = np.deg2rad(strength) * sign
+        cos, sin = np.cos(angle), np.sin(angle)
+        image[:, :2, :2] = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
+    elif kind == "scale":
+        image[:, :2, :2] *= strength
+    elif kind == "shear":
+        image[:, 0, 1] = strength * sign
+    elif kind == "translation":
+        image[:, 0, 2] = strength * size[1] * np.cos(direction)
+        image[:, 1, 2] = strength * size[0] * np.sin(direction)
+    back = np.linalg.inv(image @ shift)
+    to_canvas, to_image = (np.diag([n[1] / 2, n[0] / 2, 1.0]) for n in (output_size, size))
+    params = (np.linalg.inv(to_image) @ back @ to_canvas)[:, :2].reshape(count, 6)
+    canvas = distortions.warp_images(images, params.astype("float32"), output_size)
+    if kind == "noise" and strength:
+        noisy = canvas + rng.normal(0, 255 * strength, canvas.shape)
+        canvas = np.clip(np.rint(noisy), 0, 255).astype("uint8")
+    if kind == "occlusion" and strength:
+        side = [round(strength * n) for n in size]
+        for one, at in zip(canvas, place, strict=True):
+            # Somewhere on the image, which is in the middle of the canvas.
+            top, left = (
+                round((n - m) / 2 + share * (m - k))
+                for n, m, k, share in zip(output_size, size, side, at, strict=True)
+            )
+            one[top : top + side[0], left : left + side[1]] = 0
+    return canvas, back
+
+
+def _left_over(kind: str, seen: np.ndarray, still: np.ndarray, size: Any) -> np.ndarray:
+    """What is left of a disturbance, in the unit of `ERRORS`, for each image."""
+    about = alignment.decompose(seen @ np.linalg.pinv(still), size)
+    if kind == "rotation":
+        return np.abs(about["angle"])
+    if kind == "scale":
+        return np.exp(np.abs(np.log(np.abs(about["zoom_x"] * about["zoom_y"])) / 2))
+    if kind == "shear":
+        return np.abs(about["shear"])
+    return np.hypot(about["right"], about["down"])
+
+
+def _interval(name: str, values: np.ndarray, statistic: Any) -> dict[str, float]:
+    """A statistic and its 95 % bootstrap interval over the images."""
+    rng = np.random.default_rng(0)
+    drawn = values[rng.integers(len(values), size=(400, len(values)))]
+    low, high = np.quantile(statistic(drawn, axis=1), [0.025, 0.975])
+    return {
+        name: float(statistic(values)),
+        f"{name}_low": float(low),
+        f"{name}_high": float(high),
+    }
+
+
+def _write(run: runs.Run, results: dict[str, Any]) -> None:
+    stem = run.sweep_file(results["kind"])
+    runs.write_json(stem.with_suffix(".json"), results)
+    rows = [{"run": one["name"], **point} for one in results["runs"] for point in one["points"]]
+    with runs.atomic(stem.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as f:
+        writer = csv.DictWriter(f, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    plots.draw_sweep(results, stem.with_suffix(".png"))
