@@ -290,9 +290,7 @@ def test_families_of_many_parameters(
     assert 0.1 <= found["probability"] <= 1
 
 
-@pytest.mark.parametrize(
-    "transform", ["affine", "projective", "tps", "flow", "diffeomorphic", "none"]
-)
+@pytest.mark.parametrize("transform", ["affine", "projective", "tps", "flow", "none"])
 def test_only_bent_grids_get_lines(transform, shapes_config, tmp_path, monkeypatch):
     """Three rows and three columns of the grid, in pixels of the input."""
     import keras

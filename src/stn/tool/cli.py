@@ -125,6 +125,9 @@ def _option_type(annotation: Any) -> tuple[type, tuple[str, ...]]:
     return parts[0], ()
 
 
+_DISTORTIONS = ", ".join(_option_type(config.Config.model_fields["distort"].annotation)[1])
+
+
 def _train(
     config_file: Annotated[
         Path | None, typer.Option("--config", help="TOML file of values; flags win over it.")
@@ -206,7 +209,9 @@ def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="Another data set, same classes.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of its files.")] = None,
-    distort: Annotated[str | None, typer.Option(help="Another distortion.")] = None,
+    distort: Annotated[
+        str | None, typer.Option(help=f"Another distortion. One of: {_DISTORTIONS}.")
+    ] = None,
     backend: Backend = None,
     json_: Json = False,
 ) -> None:
@@ -321,7 +326,7 @@ def data_show(
     split: Annotated[str, typer.Option(help="train or test.")] = "test",
     count: Annotated[int, typer.Option(min=1, max=1000, help="Number of images.")] = 64,
     image_size: Annotated[int | None, typer.Option(help="Resize images of a folder.")] = None,
-    distort: Annotated[str, typer.Option(help="Distortion.")] = "none",
+    distort: Annotated[str, typer.Option(help=f"Distortion. One of: {_DISTORTIONS}.")] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Chooses and distorts the images.")] = 42,
 ) -> None:
     """Draw some images of a data set, with their labels; undistorted unless asked."""
