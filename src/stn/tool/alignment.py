@@ -132,3 +132,22 @@ def in_words(about: Mapping[str, float]) -> str:
     if about["bend"] >= 0.01:
         words.append(f"bent by {about['bend']:.0%}")
     return ", ".join(words).replace("%", " %") or "left as it is"
+
+
+def in_short(about: Mapping[str, float]) -> str:
+    """The turn and the zoom of a picture in a few characters, for a caption.
+
+    Args:
+        about: One dictionary of `describe`.
+
+    Example:
+        >>> in_short({"angle": -31.2, "zoom_x": 1.2, "zoom_y": 1.2})
+        '31° right, 1.2x'
+    """
+    zoom = np.sqrt(abs(about["zoom_x"] * about["zoom_y"]))
+    if not np.isfinite(about["angle"] + zoom):
+        return "not finite"
+    turn = f"{abs(about['angle']):.0f}°"
+    if turn != "0°":
+        turn += " left" if about["angle"] > 0 else " right"
+    return f"{turn}, {zoom:.1f}x" if zoom < 10 else f"{turn}, {zoom:.0f}x"

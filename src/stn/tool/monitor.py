@@ -10,7 +10,7 @@ import numpy as np
 
 from stn import grids, models
 from stn.deformations import Deformation
-from stn.tool import pictures, runs
+from stn.tool import alignment, pictures, runs
 from stn.tool.config import Config
 from stn.transforms import TRANSFORMS
 
@@ -50,11 +50,12 @@ class Monitor:
     def draw(self, epoch: int) -> None:
         """Write the picture after an epoch; epoch 0 is before training."""
         found = self._probe.predict_on_batch(self._images)
-        straight, outlines, lines = found.get("straight"), None, []
+        straight, outlines, lines, notes = found.get("straight"), None, [], None
         if straight is not None:
             size = self._images.shape[1:3]
             outlines = grids.outline(found["grid"], size)
             lines = _inner_lines(found["grid"], size) if self._bends else []
+            notes = [alignment.in_short(one) for one in alignment.describe(found["grid"], size)]
         captions = []
         for label, guess in zip(self._labels, found["probabilities"].argmax(-1), strict=True):
             mark = "✓" if guess == label else "✗"
@@ -66,6 +67,7 @@ class Monitor:
             title=f"Epoch {epoch} of {self._config.epochs}" if epoch else "Before training",
             subtitle=_subtitle(self._config),
             captions=captions,
+            notes=notes,
             lines=lines,
         )
         with runs.atomic(self._run.frame_file(epoch)) as temporary:

@@ -44,6 +44,7 @@ def draw_frame(
     title: str,
     subtitle: str = "",
     captions: Sequence[str] | None = None,
+    notes: Sequence[str] | None = None,
     lines: Sequence[Any] = (),
     columns: int = 8,
     legend: bool = True,
@@ -67,6 +68,7 @@ def draw_frame(
         subtitle: A second, quieter line.
         lines: Lines inside the outlines, `(n, k, 2)` each, in pixels like these; drawn thinner.
         captions: A text per example. One that starts with "✓" is green, with "✗" red.
+        notes: A quieter text per example, below the caption.
         columns: Examples side by side.
         legend: Whether to say below how to read the picture.
 
@@ -90,7 +92,12 @@ def draw_frame(
     inner = [np.asarray(line, np.float64) for line in lines]
     if points is not None and (points.ndim != 3 or points.shape[2] != 2):
         raise ValueError(f"Expected outlines of shape (n, k, 2). Received: {points.shape}")
-    for name, value in (("outputs", results), ("outlines", points), ("captions", captions)):
+    for name, value in (
+        ("outputs", results),
+        ("outlines", points),
+        ("captions", captions),
+        ("notes", notes),
+    ):
         if value is not None and len(value) != count:
             raise ValueError(f"Expected one of {name} per input, {count}. Received: {len(value)}")
     if columns < 1:
@@ -102,7 +109,8 @@ def draw_frame(
     card_width = max(tile_width, result_size[0]) + 2 * margin
     zone_height = tile_height + 2 * margin
     result_height = 0 if results is None else result_size[1] + 14
-    card_height = zone_height + result_height + (0 if captions is None else 22)
+    texts_height = (0 if captions is None else 22) + (0 if notes is None else 16)
+    card_height = zone_height + result_height + texts_height
 
     columns = min(columns, count)
     rows = math.ceil(count / columns)
@@ -151,8 +159,12 @@ def draw_frame(
         if captions is not None:
             text = _shorten(_one_line(captions[index]), card_width - 6, normal)
             color = {"✓": RIGHT, "✗": WRONG}.get(text[:1], INK)
-            at = (left + card_width / 2, upper + card_height - 8)
+            at = (left + card_width / 2, upper + zone_height + result_height + 14)
             draw.text(at, text, color, normal, "ms")
+        if notes is not None:
+            text = _shorten(_one_line(notes[index]), card_width - 6, small)
+            at = (left + card_width / 2, upper + card_height - 8)
+            draw.text(at, text, GRAY, small, "ms")
     return frame
 
 
