@@ -148,14 +148,14 @@ class Transform:
     def _newton(self, params: Any, target: Any, size: Any, align_corners: bool) -> Any:
         step = 1e-5 if samplers.is_float64(target) else 1e-3
         axes = range(self.dimensions)
-        units = np.eye(self.dimensions)
+        steps = ops.convert_to_tensor(step * np.eye(self.dimensions), target.dtype)
         found = target + 0.0 * self.move(params, target, size, align_corners)
         for _ in range(12):
             error = self.move(params, found, size, align_corners) - target
             columns = [
                 (
-                    self.move(params, found + step * units[axis], size, align_corners)
-                    - self.move(params, found - step * units[axis], size, align_corners)
+                    self.move(params, found + steps[axis], size, align_corners)
+                    - self.move(params, found - steps[axis], size, align_corners)
                 )
                 / (2 * step)
                 for axis in axes
