@@ -287,7 +287,11 @@ def test_fonts_have_the_glyphs_of_captions():
 # --- the film ---
 
 
-def test_film_has_the_frames_and_their_times(tmp_path):
+films = pytest.mark.parametrize("name", ["film.gif", "film.webp"])
+
+
+@films
+def test_film_has_the_frames_and_their_times(name, tmp_path):
     frames = []
     for epoch in range(20):
         batch = images(16, seed=epoch)
@@ -296,28 +300,29 @@ def test_film_has_the_frames_and_their_times(tmp_path):
         if epoch == 7:
             picture = picture.crop((0, 0, 500, 300))  # another size is padded
         picture.save(frames[-1])
-    pictures.write_film(frames, tmp_path / "film.gif")
-    with Image.open(tmp_path / "film.gif") as film:
+    pictures.write_film(frames, tmp_path / name)
+    with Image.open(tmp_path / name) as film:
         times = []
         assert film.n_frames == 20
         assert film.info["loop"] == 0
         for index in range(20):
             film.seek(index)
-            times.append(film.info["duration"])
             shown = film.convert("RGB")
+            times.append(film.info["duration"])
             with Image.open(frames[0 if index == 0 else 19]) as first:
                 assert shown.size == first.size
             assert shown.getpixel((2, 2)) == pictures.PAPER
             assert orange(shown) > 500
     assert times == [1200] + [600] * 18 + [2500]
-    assert (tmp_path / "film.gif").stat().st_size < 3_000_000
+    assert (tmp_path / name).stat().st_size < 3_000_000
     assert not leftovers(tmp_path)
 
 
-def test_film_of_one_frame_and_of_none(tmp_path):
+@films
+def test_film_of_one_frame_and_of_none(name, tmp_path):
     pictures.draw_frame(images(1), None, None, title="t").save(tmp_path / "a.png")
-    pictures.write_film([tmp_path / "a.png"], tmp_path / "film.gif")
-    with Image.open(tmp_path / "film.gif") as film:
+    pictures.write_film([tmp_path / "a.png"], tmp_path / name)
+    with Image.open(tmp_path / name) as film:
         assert film.n_frames == 1
     with pytest.raises(ValueError, match="at least one frame"):
         pictures.write_film([], tmp_path / "none.gif")
@@ -325,15 +330,16 @@ def test_film_of_one_frame_and_of_none(tmp_path):
     assert not leftovers(tmp_path)
 
 
-def test_film_of_noise_stays_small(tmp_path):
+@films
+def test_film_of_noise_stays_small(name, tmp_path):
     rng = np.random.default_rng(0)
     frames = []
     for epoch in range(4):
         batch = rng.integers(0, 256, (16, 32, 32, 3), dtype="uint8")
         frames.append(tmp_path / f"{epoch}.png")
         pictures.draw_frame(batch, batch, None, title="t").save(frames[-1])
-    pictures.write_film(frames, tmp_path / "film.gif")
-    assert (tmp_path / "film.gif").stat().st_size < 4 * 150_000
+    pictures.write_film(frames, tmp_path / name)
+    assert (tmp_path / name).stat().st_size < 4 * 150_000
 
 
 # --- plots ---

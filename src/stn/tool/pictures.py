@@ -30,7 +30,7 @@ SMOOTH = 3  # pictures are drawn this much larger, then averaged: Pillow's lines
 
 FIRST_MS, FRAME_MS, LAST_MS = 1200, 600, 2500
 
-FRAME_BYTES = 140_000  # of a film; noisy photographs get fewer colors until they fit
+FRAME_BYTES = 140_000  # of a film, at most
 
 
 # --- the monitor's picture ------------------------------------------------------------------------
@@ -327,11 +327,12 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def write_film(frames: Sequence[Path], path: Any) -> None:
-    """Make an animated GIF of pictures; it loops, and rests on the first and the last one.
+    """Make an animation of pictures; it loops, and rests on the first and the last one.
 
     Args:
         frames: The pictures, in order. Smaller ones are padded to the size of the largest.
-        path: Where the GIF goes; written completely or not at all.
+        path: Where it goes, a GIF or, with the suffix `.webp`, an animated WebP; written completely
+            or not at all.
 
     Raises:
         ValueError: If there is no picture.
@@ -339,9 +340,10 @@ def write_film(frames: Sequence[Path], path: Any) -> None:
     Example:
         >>> write_film(run.frames(), run.film_file)  # doctest: +SKIP
     """
-    film = b""
-    for colors in (255, 96, 32):
-        film = film_bytes(frames, colors)
+    # Noisy photographs get fewer colors, or a lower quality, until they fit.
+    webp = str(path).endswith(".webp")
+    for level in (100, 80, 50) if webp else (255, 96, 32):
+        film = webp_bytes(frames, level) if webp else film_bytes(frames, level)
         if len(film) <= FRAME_BYTES * len(frames):
             break
     with runs.atomic(path) as temporary:
@@ -350,24 +352,39 @@ def write_film(frames: Sequence[Path], path: Any) -> None:
 
 def film_bytes(frames: Sequence[Path], colors: int) -> bytes:
     """The GIF of `write_film`, with so many colors."""
-    shown = indexed(frames, colors)
+    return _animate("GIF", indexed(frames, colors), optimize=False)
+
+
+def webp_bytes(frames: Sequence[Path], quality: int) -> bytes:
+    """The WebP of `write_film`; without loss at quality 100."""
+    shown = _same_size(frames)
+    return _animate("WEBP", shown, lossless=quality == 100, quality=quality, method=4)
+
+
+def _animate(kind: str, shown: list[Image.Image], **options: Any) -> bytes:
     times = [FRAME_MS] * len(shown)
     times[0], times[-1] = FIRST_MS, LAST_MS
     buffer = io.BytesIO()
     shown[0].save(
         buffer,
-        "GIF",
+        kind,
         save_all=True,
         append_images=shown[1:],
         duration=times if len(times) > 1 else LAST_MS,
         loop=0,
-        optimize=False,
+        **options,
     )
     return buffer.getvalue()
 
 
 def indexed(frames: Sequence[Path], colors: int) -> list[Image.Image]:
     """The pictures in one size, with one palette that suits all of them."""
+    pictures = _same_size(frames)
+    palette = _palette(pictures, colors)
+    return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+
+
+def _same_size(frames: Sequence[Path]) -> list[Image.Image]:
     if not frames:
         raise ValueError("Expected at least one frame. Received: none")
     pictures = []
@@ -379,8 +396,7 @@ def indexed(frames: Sequence[Path], colors: int) -> list[Image.Image]:
         if picture.size != size:
             pictures[index] = Image.new("RGB", size, PAPER)
             pictures[index].paste(picture)
-    palette = _palette(pictures, colors)
-    return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+    return pictures
 
 
 def _palette(pictures: list[Image.Image], colors: int) -> Image.Image:

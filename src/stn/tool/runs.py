@@ -38,6 +38,7 @@ class Run:
         self.metrics_file = self.path / "metrics.json"  # results on the test images
         self.frames_folder = self.path / "frames"  # what the monitor drew, one PNG per epoch
         self.film_file = self.path / "stn.gif"  # all frames, in order
+        self.webp_file = self.path / "stn.webp"  # the same without loss of color
         self.curves_file = self.path / "curves.png"
         self.confusion_file = self.path / "confusion.png"
         self.report_file = self.path / "report.html"

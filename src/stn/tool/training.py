@@ -213,7 +213,8 @@ def train(
                 "parameters": model.count_params(),
             },
         )
-        pictures.write_film(run.frames(), run.film_file)
+        for film in (run.film_file, run.webp_file):
+            pictures.write_film(run.frames(), film)
         plots.draw_curves(state["history"], run.curves_file, best_epoch=state["best_epoch"])
         plots.draw_confusion(results["confusion"], names, run.confusion_file)
         report.write_report(run)
