@@ -146,7 +146,7 @@ class Affine(Linear):
 
     def __init__(self, name: str, parameters: Sequence[str], dimensions: int):
         n = dimensions
-        identity = np.eye(n).ravel()
+        identity = np.eye(n).ravel().tolist()
         super().__init__(
             name,
             [f"m{i}" for i in range(n * n)],

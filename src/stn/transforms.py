@@ -390,10 +390,11 @@ def transform_boxes(
 
 def freeze_size(size: Any, name: str = "output_size") -> Any:
     """A size as a tuple, a number or None; raise a ValueError if it cannot be one of any image."""
-    if isinstance(size, Iterable) and not isinstance(size, str):
+    if isinstance(size, list | tuple | np.ndarray):
         size = tuple(size)
         return check_output_size(size, 3 if len(size) == 3 else 2, name)
-    return check_output_size(size, 1, name) and int(size)
+    checked = check_output_size(size, 1, name)
+    return checked and checked[0]
 
 
 def check_output_size(
