@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 import stn
-from stn.tool import alignment
+from stn.tool import alignment, evaluation
 
 SIZE = (20, 30)
 
@@ -66,3 +66,41 @@ def test_words_agree_with_what_the_picture_shows():
 )
 def test_words(transform, params, words):
     assert alignment.in_words(about(transform, params)) == words
+
+
+def test_averages_and_their_sharpness():
+    rng = np.random.default_rng(0)
+    patterns = rng.uniform(0, 1, (3, 6, 5, 1))
+    labels = rng.integers(0, 3, 200)
+    noise = rng.normal(0, 0.2, (200, 6, 5, 1))
+    for spread in (0.0, 1.0):
+        images = patterns[labels] + spread * noise
+        averages = alignment.Congealing(4)  # and a class that has none
+        for start in range(0, 200, 64):
+            averages.add(images[start : start + 64], labels[start : start + 64])
+        means, numbers = averages.means(), averages.numbers()
+        expected = [images[labels == k].mean(axis=0) for k in range(3)]
+        np.testing.assert_allclose(means[:3], expected, atol=1e-12)
+        assert np.isnan(means[3]).all()
+        variance = [images[labels == k].var(axis=0).mean() for k in range(3)]
+        assert abs(numbers["within_class_variance"] - np.mean(variance)) < 1e-12
+        energy = np.square(images).sum()
+        within = sum(np.square(images[labels == k] - expected[k]).sum() for k in range(3))
+        assert abs(numbers["sharpness"] - (1 - within / energy)) < 1e-12
+
+
+def test_survey_of_a_classifier(trained):
+    model = evaluation.load_model(trained.run, None)
+    names, test = evaluation.load_split(trained.config, "test", channels=1)
+    images = evaluation.distorted_test(trained.config, test)
+    found = alignment.survey(model, images, test.labels, len(names))
+    recorded = trained.run.metrics["congealing"]
+    for key in ("inputs", "outputs"):
+        assert found[key].numbers() == pytest.approx(recorded[key], rel=1e-4)
+    assert all(len(values) == len(images) for values in found["quantities"].values())
+    straight = model.get_layer("stn").output[0].shape[1:]
+    assert found["outputs"].means().shape == (len(names), *straight)
+    for file in (trained.run.averages_file, trained.run.theta_file):
+        assert file.exists()
+    page = trained.run.report_file.read_text(encoding="utf-8")
+    assert "What it straightens" in page

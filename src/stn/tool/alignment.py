@@ -151,3 +151,87 @@ def in_short(about: Mapping[str, float]) -> str:
     if turn != "0°":
         turn += " left" if about["angle"] > 0 else " right"
     return f"{turn}, {zoom:.1f}x" if zoom < 10 else f"{turn}, {zoom:.0f}x"
+
+
+class Congealing:
+    """The average image of each class, and how sharp they are.
+
+    What a transformer aligns becomes alike, so that its average is sharp (congealing, Learned-
+    Miller 2006).
+
+    Args:
+        classes: How many there are.
+
+    Example:
+        >>> averages = Congealing(2)
+        >>> averages.add(np.ones((4, 2, 2, 1)), np.array([0, 0, 1, 1]))
+        >>> averages.numbers()
+        {'within_class_variance': 0.0, 'sharpness': 1.0}
+    """
+
+    def __init__(self, classes: int):
+        self._counts = np.zeros(classes)
+        self._sums: Any = 0.0
+        self._squares: Any = 0.0
+
+    def add(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Count images `(count, height, width, channels)` in [0, 1] and their labels in."""
+        one_hot = np.eye(len(self._counts))[labels].T
+        self._counts += one_hot.sum(axis=1)
+        self._sums = self._sums + np.tensordot(one_hot, images, 1)
+        self._squares = self._squares + np.tensordot(one_hot, np.square(images), 1)
+
+    def means(self) -> np.ndarray:
+        """The averages `(classes, height, width, channels)`, NaN for a class without images."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self._sums / self._counts[:, None, None, None]
+
+    def numbers(self) -> dict[str, float]:
+        """How alike the images of a class are.
+
+        Returns:
+            `within_class_variance`, the mean over classes and pixels; and `sharpness`, the share of
+            the energy of the images that is in the averages: 1 if all images of a class are
+            alike, and the same however large the content is drawn.
+        """
+        seen = self._counts > 0
+        counts = self._counts[seen][:, None, None, None]
+        means = self._sums[seen] / counts
+        variance = self._squares[seen] / counts - np.square(means)
+        energy = self._squares.sum()
+        return {
+            "within_class_variance": float(np.clip(variance.mean(axis=(1, 2, 3)), 0, None).mean()),
+            "sharpness": float((np.square(means) * counts).sum() / energy) if energy else 1.0,
+        }
+
+
+def survey(model: Any, images: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
+    """What the transformer of a classifier makes of many images.
+
+    Args:
+        model: A classifier of `stn.classifier` with a transformer.
+        images: uint8 `(count, height, width, channels)`.
+        labels: `(count,)` integers in `[0, classes)`.
+        classes: How many there are.
+
+    Returns:
+        `inputs` and `outputs`, each a `Congealing`; `quantities`, those of `decompose` and `bend`,
+        arrays `(count,)`.
+    """
+    import keras
+
+    from stn import models
+
+    straight, _, grid = model.get_layer(models.TRANSFORMER).output
+    probe = keras.Model(model.input, {"straight": straight, "grid": grid})
+    before, after, parts = Congealing(classes), Congealing(classes), []
+    size = images.shape[1:3]
+    for start in range(0, len(images), 500):
+        part, own = images[start : start + 500], labels[start : start + 500]
+        found = probe.predict_on_batch(part)
+        before.add(part / 255, own)
+        after.add(found["straight"].astype("float64"), own)
+        matrix, bend = affine_part(found["grid"], size)
+        parts.append({**decompose(matrix, size), "bend": bend})
+    quantities = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return {"inputs": before, "outputs": after, "quantities": quantities}

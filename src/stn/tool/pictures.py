@@ -168,6 +168,43 @@ def draw_frame(
     return frame
 
 
+def draw_averages(before: Any, after: Any, class_names: Sequence[str]) -> Image.Image:
+    """Draw the average image of each class, before and after the transformer, side by side.
+
+    Args:
+        before: `(classes, height, width, channels)`, values in [0, 1]; NaN leaves a class out.
+        after: The same of the outputs, maybe of another size.
+        class_names: The names of the classes; at most 62 are drawn.
+
+    Returns:
+        The picture. Each average is brightened to white, so that all can be seen.
+
+    Example:
+        >>> draw_averages(np.ones((2, 8, 8, 1)), np.ones((2, 4, 4, 1)), "ab").mode
+        'RGB'
+    """
+    seen = [i for i in range(len(class_names)) if np.isfinite(before[i]).all()][:62]
+    font, small = _font(13, bold=True), _font(12)
+    width, height, gap, columns, label = 56, 56, 14, min(8, max(len(seen), 1)), 26
+    rows = math.ceil(len(seen) / columns)
+    step = (2 * width + 4 + gap, height + label + gap)
+    size = (max(columns * step[0] + 2 * gap, 420), rows * step[1] + 2 * gap + 24)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    text = "Average image of each class: input on the left, straightened on the right"
+    draw.text((gap, 24), text, GRAY, small, "ls")
+    for place, index in enumerate(seen):
+        row, column = divmod(place, columns)
+        x, y = gap + column * step[0], 24 + gap + row * step[1]
+        draw.text((x + width + 2, y + 16), _one_line(class_names[index])[:16], INK, font, "ms")
+        for side, images in enumerate((before, after)):
+            image = images[index]
+            tile = _tiles("averages", (image / max(float(image.max()), 1e-6))[None])[0]
+            picture = Image.fromarray(tile).resize((width, height), Image.Resampling.BICUBIC)
+            sheet.paste(picture, (x + side * (width + 4), y + label - 4))
+    return sheet
+
+
 def _tiles(name: str, images: Any) -> np.ndarray:
     """Any images as uint8 RGB `(n, height, width, 3)`."""
     images = np.asarray(images)

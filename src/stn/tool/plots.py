@@ -130,6 +130,46 @@ def curves_bytes(history: list[dict[str, Any]], best_epoch: int | None) -> bytes
     return _png(figure)
 
 
+def draw_theta(quantities: dict[str, Any], path: Any) -> None:
+    """Plot histograms of how images were turned, zoomed, sheared and moved, as PNG.
+
+    Args:
+        quantities: Those of `stn.tool.alignment.survey`.
+        path: Where the PNG goes; written completely or not at all.
+
+    Example:
+        >>> draw_theta(survey(...)["quantities"], "theta.png")  # doctest: +SKIP
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.6), dpi=200, facecolor="white")
+    titles = {
+        "angle": "Turned (degrees, left is positive)",
+        "zoom_x": "Zoomed sideways (times)",
+        "zoom_y": "Zoomed upwards (times)",
+        "shear": "Sheared (tangent)",
+        "right": "Moved right (of the image)",
+        "down": "Moved down (of the image)",
+    }
+    for panel, (key, title) in zip(figure.subplots(2, 3).flat, titles.items(), strict=True):
+        values = np.asarray(quantities[key])
+        values = values[np.isfinite(values)]
+        panel.set_title(title, loc="left", fontsize=10, color="#1c2026")
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.set_yticks([])
+        if not len(values):
+            continue
+        # A few wild ones would squeeze all others into one bar.
+        low, high = np.quantile(values, [0.002, 0.998])
+        if high - low < 1e-3:
+            low, high = low - 0.5, high + 0.5
+        panel.hist(np.clip(values, low, high), bins=40, color=BLUE)
+        panel.axvline(1.0 if "zoom" in key else 0.0, color="#8893a3", linestyle=":")
+    figure.tight_layout()
+    with runs.atomic(path) as temporary:
+        temporary.write_bytes(_png(figure))
+
+
 def draw_sweep(results: dict[str, Any], path: Any) -> None:
     """Plot accuracy, and the alignment error where there is one, over a disturbance, as PNG.
 

@@ -79,6 +79,13 @@ def _page(run: runs.Run) -> dict[str, Any]:
         "film": film,
         "film_note": film_note,
         "shots": _shots(run.frames()),
+        "averages": _embed_file(run.averages_file),
+        "theta": _embed_file(run.theta_file, scale=2),
+        "congealing": _congealing(metrics),
+        "sweeps": [
+            (file.stem.removeprefix("sweep-"), _embed_file(file, scale=2))
+            for file in sorted(run.path.glob("sweep-*.png"))
+        ],
         # Drawn anew, not read: after an interruption the files may be older than the history.
         "curves": _embed_plot(plots.curves_bytes(history, best_epoch)) if history else None,
         "classes": _classes(test),
@@ -304,6 +311,38 @@ def _embed_plot(png: bytes) -> dict[str, Any]:
     """A plot has twice the pixels that it takes on the page, for sharp screens."""
     plot = _embed(png, "image/png")
     return plot | {"width": plot["width"] // 2, "height": plot["height"] // 2}
+
+
+def _embed_file(file: Path, *, scale: int = 1) -> dict[str, Any] | None:
+    """A PNG of the run, with few colors, at a fraction of its size; None if it is not there."""
+    if not file.exists():
+        return None
+    with Image.open(file) as image:
+        buffer = io.BytesIO()
+        image.convert("RGB").quantize(128).save(buffer, "PNG", optimize=True)
+    picture = _embed(buffer.getvalue(), "image/png")
+    return picture | {key: picture[key] // scale for key in ("width", "height")}
+
+
+def _congealing(metrics: dict[str, Any]) -> str:
+    """What straightening does to the averages, in a sentence."""
+    found = metrics.get("congealing") or {}
+    before, after = (found.get(key) or {} for key in ("inputs", "outputs"))
+    sharp = [one.get("sharpness") for one in (before, after)]
+    spread = [one.get("within_class_variance") for one in (before, after)]
+    if not all(map(plots.is_number, sharp + spread)):
+        return ""
+    text = (
+        f"The average makes up {_percent(sharp[0])} of an image before, and {_percent(sharp[1])} "
+        "after it was straightened: so sharp is it."
+    )
+    if spread[0]:
+        change = spread[1] / spread[0] - 1
+        text += (
+            f" The variance within a class is {abs(change):.0%} "
+            f"{'lower' if change < 0 else 'higher'} ({spread[0]:.4f} before, {spread[1]:.4f} after)."
+        )
+    return text
 
 
 def _embed(data: bytes, kind: str) -> dict[str, Any]:

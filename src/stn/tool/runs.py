@@ -41,6 +41,8 @@ class Run:
         self.webp_file = self.path / "stn.webp"  # the same without loss of color
         self.curves_file = self.path / "curves.png"
         self.confusion_file = self.path / "confusion.png"
+        self.averages_file = self.path / "averages.png"  # of each class, before and after
+        self.theta_file = self.path / "theta.png"  # how images are turned, zoomed, moved
         self.report_file = self.path / "report.html"
 
     def __repr__(self) -> str:

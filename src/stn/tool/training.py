@@ -22,7 +22,7 @@ import keras
 import numpy as np
 
 from stn import models
-from stn.tool import data, environment, pictures, plots, report, runs
+from stn.tool import alignment, data, environment, pictures, plots, report, runs
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
 from stn.tool.evaluation import (
@@ -183,11 +183,16 @@ def train(
     _save_model(run, model)
     with progress.step("Testing the best model, drawing the report"):
         test = _load_test(config, shape, run)
-        results = score(
-            predict_probabilities(model, distorted_test(config, test)),
-            test.labels,
-            names,
-        )
+        test_images = distorted_test(config, test)
+        results = score(predict_probabilities(model, test_images), test.labels, names)
+        straightened = {}
+        if config.transform != "none":
+            seen = alignment.survey(model, test_images, test.labels, len(names))
+            straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
+            with runs.atomic(run.averages_file) as temporary:
+                averages = (seen[key].means() for key in ("inputs", "outputs"))
+                pictures.draw_averages(*averages, names).save(temporary)
+            plots.draw_theta(seen["quantities"], run.theta_file)
         best_record = state["history"][state["best_epoch"] - 1]
         runs.write_json(
             run.metrics_file,
@@ -205,6 +210,7 @@ def train(
                     "loss": best_record["loss"],
                     "accuracy": best_record["accuracy"],
                 },
+                "congealing": straightened,
                 "best_epoch": state["best_epoch"],
                 "epochs": len(state["history"]),
                 "stopped_early": _out_of_patience(config, state),
