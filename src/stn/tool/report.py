@@ -340,7 +340,8 @@ def _congealing(metrics: dict[str, Any]) -> str:
         change = spread[1] / spread[0] - 1
         text += (
             f" The variance within a class is {abs(change):.0%} "
-            f"{'lower' if change < 0 else 'higher'} ({spread[0]:.4f} before, {spread[1]:.4f} after)."
+            f"{'lower' if change < 0 else 'higher'} "
+            f"({spread[0]:.4f} before, {spread[1]:.4f} after)."
         )
     return text
 
