@@ -346,9 +346,14 @@ class Transform:
         samplers.check_points(points, self.dimensions)
         if points.shape[0] != 1 and params.shape[0] != 1:
             samplers.check_batches(points, "params", params, first="points")
-        if samplers.is_float64(params) or samplers.is_float64(points):
-            params, points = ops.cast(params, "float64"), ops.cast(points, "float64")
-        return params, points
+        return alike(params, points)
+
+
+def alike(a: Any, b: Any) -> tuple[Any, Any]:
+    """Two float tensors in one type: float64 if either is."""
+    if samplers.is_float64(a) or samplers.is_float64(b):
+        return ops.cast(a, "float64"), ops.cast(b, "float64")
+    return a, b
 
 
 def squash(offset: Any, low: float, high: float) -> Any:

@@ -132,7 +132,8 @@ class Linear(families.Transform):
         self, first: Any, second: Any, *, size: Any = None, align_corners: bool = False
     ) -> Any:
         """See `Transform.compose`."""
-        (linear, shift), (linear2, shift2) = (self.split(self.check(p)) for p in (first, second))
+        pair = families.alike(self.check(first), self.check(second))
+        (linear, shift), (linear2, shift2) = (self.split(params) for params in pair)
         rows = self._normalized(linear, ops.zeros_like(shift[0]), size, align_corners)
         moved = product(rows, [[offset] for offset in shift2])
         return self.join(
@@ -252,7 +253,8 @@ class Projective(families.Transform):
         self, first: Any, second: Any, *, size: Any = None, align_corners: bool = False
     ) -> Any:
         """See `Transform.compose`."""
-        return self.from_rows(product(*(self.rows(self.check(p)) for p in (first, second))))
+        pair = families.alike(self.check(first), self.check(second))
+        return self.from_rows(product(*(self.rows(params) for params in pair)))
 
     def bound(
         self, offset: Any, bounds: Any = None, *, size: Any = None, align_corners: bool = False
