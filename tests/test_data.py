@@ -1,7 +1,6 @@
 """The sources of images: what they deliver, and what they say about what they cannot use."""
 
 import gzip
-import io
 import os
 import struct
 import subprocess
@@ -16,7 +15,6 @@ from PIL import Image
 
 from stn.tool.config import UserError
 from stn.tool.data import SOURCES, Split, carve, default_distortion, glyphs, idx, load
-from stn.tool.data.folders import read_image
 
 # --- names ---------------------------------------------------------------------------------------
 
@@ -400,10 +398,10 @@ def test_real_digits_of_both_sets_look_alike():
         assert digit in (0, 8) or upright > transposed + 0.1, digit
 
 
-# --- one image -----------------------------------------------------------------------------------
+# --- folders -------------------------------------------------------------------------------------
 
-RAMP = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
-COLORS = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=2)
+
+COLORS = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
 
 
 def saved(path, array, mode=None, **options):
@@ -411,107 +409,6 @@ def saved(path, array, mode=None, **options):
     image = Image.fromarray(np.asarray(array))
     (image.convert(mode) if mode else image).save(path, **options)
     return path
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"])
-def test_read_image_grey_formats(tmp_path, suffix):
-    file = saved(tmp_path / f"a.{suffix}", RAMP, **({"lossless": True} if suffix == "webp" else {}))
-    np.testing.assert_array_equal(read_image(file)[..., 0], RAMP)
-    three = read_image(file, channels=3)
-    np.testing.assert_array_equal(three, np.repeat(RAMP[..., None], 3, axis=2))
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "jpeg"])
-def test_read_image_jpeg(tmp_path, suffix):
-    file = saved(tmp_path / f"a.{suffix}", RAMP, quality=100)
-    assert np.abs(read_image(file)[..., 0].astype(int) - RAMP).max() <= 3
-
-
-def test_read_image_color(tmp_path):
-    file = saved(tmp_path / "a.png", COLORS)
-    np.testing.assert_array_equal(read_image(file), COLORS)
-    assert read_image(file, channels=1).shape == (4, 5, 1)
-    assert read_image(saved(tmp_path / "grey.png", RAMP, "RGB")).shape == (4, 5, 1)
-    assert read_image(saved(tmp_path / "cmyk.jpg", COLORS, "CMYK")).shape == (4, 5, 3)
-    with file.open("rb") as stream:
-        np.testing.assert_array_equal(read_image(stream), COLORS)
-
-
-def test_read_image_size_is_height_and_width_and_does_not_alias(tmp_path):
-    stripes = np.tile(np.uint8([[0], [255]]), (32, 64))
-    small = read_image(saved(tmp_path / "a.png", stripes), size=(8, 16))
-    assert small.shape == (8, 16, 1)
-    assert np.abs(small.astype(int) - 127.5).max() < 20
-    assert read_image(saved(tmp_path / "c.png", COLORS), size=(3, 2)).shape == (3, 2, 3)
-
-
-def test_read_image_puts_transparency_on_black(tmp_path):
-    alpha = np.full((4, 5), 255, np.uint8)
-    alpha[0], alpha[1] = 0, 51
-    bright = np.full((4, 5), 250, np.uint8)
-    grey = saved(tmp_path / "la.png", np.stack([bright, alpha], axis=2))
-    assert read_image(grey)[:, 0, 0].tolist() == [0, 50, 250, 250]
-    color = saved(tmp_path / "rgba.png", np.dstack([COLORS, alpha]))
-    np.testing.assert_array_equal(read_image(color)[2:], COLORS[2:])
-    assert not read_image(color)[0].any()
-    palette = saved(tmp_path / "p.gif", RAMP, "P", transparency=0)
-    assert read_image(palette).shape == (4, 5, 1)
-
-
-def test_read_image_turns_by_exif(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the top of the picture is on the right side of the stored one
-    file = saved(tmp_path / "a.png", RAMP, exif=exif)
-    np.testing.assert_array_equal(read_image(file)[..., 0], np.rot90(RAMP, -1))
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-def test_read_image_scales_16_bits(tmp_path, suffix):
-    file = saved(tmp_path / f"a.{suffix}", RAMP.astype(np.uint16) * 257)
-    np.testing.assert_array_equal(read_image(file)[..., 0], RAMP)
-
-
-def test_read_image_one_bit(tmp_path):
-    file = saved(tmp_path / "a.png", RAMP > 100)
-    np.testing.assert_array_equal(read_image(file)[..., 0], (RAMP > 100) * np.uint8(255))
-
-
-def test_read_image_refuses_what_it_cannot_scale(tmp_path):
-    with pytest.raises(UserError, match=r"floating-point numbers in .*a\.tif"):
-        read_image(saved(tmp_path / "a.tif", RAMP.astype(np.float32)))
-    with pytest.raises(UserError, match=r"0 to 22800000 in .*b\.tif"):
-        read_image(saved(tmp_path / "b.tif", RAMP.astype(np.int32) * 100_000))
-    with pytest.raises(UserError, match="channels=2"):
-        read_image(saved(tmp_path / "c.png", RAMP), channels=2)
-
-
-def test_read_image_names_a_file_that_is_none(tmp_path):
-    (tmp_path / "a.png").write_text("hello")
-    whole = saved(tmp_path / "b.png", np.random.default_rng(0).integers(0, 256, (50, 50), "u1"))
-    whole.write_bytes(whole.read_bytes()[:1000])
-    for name in ("a.png", "b.png"):
-        with pytest.raises(UserError, match=rf"{name}', which cannot be read"):
-            read_image(tmp_path / name)
-    with pytest.raises(UserError, match="which is missing"):
-        read_image(tmp_path / "c.png")
-    with (
-        (tmp_path / "a.png").open("rb") as stream,
-        pytest.raises(UserError, match=r"a\.png"),
-    ):
-        read_image(stream)
-    with pytest.raises(UserError, match="Received: the image that was sent, which cannot"):
-        read_image(io.BytesIO(b"hello"))
-
-
-@pytest.mark.parametrize("side", [10_000, 20_000])
-def test_read_image_refuses_a_decompression_bomb(tmp_path, side):
-    file = tmp_path / "bomb.pgm"
-    file.write_bytes(f"P5 {side} {side} 255\n".encode())
-    with pytest.raises(UserError, match=r"at most 89478485.*bomb\.pgm"):
-        read_image(file)
-
-
-# --- folders -------------------------------------------------------------------------------------
 
 
 def picture(number, size=(4, 5)):

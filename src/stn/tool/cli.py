@@ -6,6 +6,8 @@ import contextlib
 import datetime
 import errno
 import inspect
+import io
+import itertools
 import json
 import os
 import sys
@@ -250,27 +252,148 @@ def evaluate(
 
 @app.command()
 def predict(
-    run: RunFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A run folder, or a .keras file inside one.")
+    ],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATHS",
+            help="Image files; folders, with all images in them; quoted patterns such as "
+            "'scans/**/*.png'; or - for standard input: one image, or such paths, one per line.",
+        ),
+    ],
+    save_straightened: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for what the transformer makes of each image, as PNG."
+        ),
+    ] = None,
     backend: Backend = None,
     json_: Json = False,
+    csv_: Annotated[
+        bool, typer.Option("--csv", help="Print CSV, and nothing else, to stdout.")
+    ] = False,
 ) -> None:
-    """Classify image files, grey or color, dark on light or light on dark, of any size."""
-    runs.Run.open(run)
-    _start_backend(backend or runs.Run(run).config.backend)
-    results = stn.predict(run, images, backend=backend)
+    """Classify images, grey or color, dark on light or light on dark, of any size.
+
+    Reads PNG, JPEG, WebP, TIFF, BMP, GIF and PPM; every frame or page is an image, FILE#0, FILE#1
+    and so on. What cannot be used is reported and left out, and the exit code is 1 then.
+    """
+    from stn.tool import evaluation
+
+    if json_ and csv_:
+        raise config.UserError("Expected --json or --csv. Received: both")
+    run = evaluation.open_run(model)
+    _start_backend(backend or run.config.backend)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file may have any bytes for a name
+    watch = _Watch(live=not (json_ or csv_) or not sys.stdout.isatty())
+    results = watch.over(
+        evaluation.predict_each(
+            run, paths, backend=backend, save_straightened=save_straightened, on_error=watch.failed
+        )
+    )
+    columns = ["image", "class", "probability"] + ["straightened"] * (save_straightened is not None)
     if json_:
-        typer.echo(json.dumps(results))
-        return
+        _print_json(results)
+    elif csv_:
+        _print_csv(results, columns)
+    else:
+        _print_tables(results, columns, watch)
+    if watch.failures:
+        raise typer.Exit(1)
+
+
+class _Watch:
+    """What a person sees of predictions: how many there are, and what could not be used."""
+
+    def __init__(self, *, live: bool):
+        from rich import progress as bars
+        from rich.console import Console
+
+        self.failures, self._missing = 0, 0
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.bar = bars.Progress(
+            bars.SpinnerColumn(),
+            bars.TextColumn("{task.completed:,.0f} images"),
+            bars.TaskProgressColumn(show_speed=True),
+            bars.TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not (live and self._console.is_terminal),
+        )
+
+    def over(self, results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The results, counted; the command ends here if there was nothing to look at."""
+        done = 0
+        with self.bar:
+            task = self.bar.add_task("", total=None)
+            for done, result in enumerate(results, 1):
+                self.bar.update(task, completed=done)
+                yield result
+        if not done and self.failures == self._missing:
+            raise typer.Exit(2)
+        if self.failures:
+            self._say(f"Left out {self.failures:,}, for the reasons above. Classified {done:,}")
+
+    def failed(self, error: config.UserError) -> None:
+        from stn.tool.images import NothingFoundError
+
+        self.failures += 1
+        self._missing += isinstance(error, NothingFoundError)
+        self._say(str(error))
+
+    def _say(self, message: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text.assemble(("stn:", "bold red"), f" {message}"))
+
+
+def _print_json(results: Iterator[dict[str, Any]]) -> None:
+    """One JSON array, written as it goes, and closed whatever happens; nothing before a result."""
+    begun = False
+    try:
+        for result in results:
+            sys.stdout.write((",\n" if begun else "[\n") + json.dumps(result))
+            begun = True
+    finally:
+        if begun:
+            sys.stdout.write("\n]\n")
+    if not begun:
+        sys.stdout.write("[]\n")
+
+
+def _print_csv(results: Iterator[dict[str, Any]], columns: list[str]) -> None:
+    import csv
+
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+    first = next(results, None)
+    writer.writeheader()
+    if first is not None:
+        writer.writerow(first)
+        writer.writerows(results)
+
+
+def _print_tables(
+    results: Iterator[dict[str, Any]], columns: list[str], watch: _Watch, rows: int = 1000
+) -> None:
+    """A table, or several, lest a hundred thousand rows have to be kept until the last."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("image", "class", "probability")
-    for result in results:
-        table.add_row(
-            _escape(result["image"]), _escape(result["class"]), f"{result['probability']:.1%}"
-        )
-    Console(soft_wrap=True).print(table)
+    while block := list(itertools.islice(results, rows)):
+        table = Table()
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for result in block:
+            shown = result | {"probability": f"{result['probability']:.1%}"}
+            table.add_row(*(_escape(shown[column]) for column in columns))
+        watch.bar.stop()
+        Console(soft_wrap=True).print(table)
+        watch.bar.start()
 
 
 @app.command()

@@ -1,117 +1,22 @@
-"""Images in folders, one per class; and the one function that decodes an image file."""
+"""Images in folders, one per class."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from stn.tool.config import UserError
 from stn.tool.data import TEST_FRACTION, Dataset, Split, carve_mask
+from stn.tool.images import SUFFIXES, read_image
+from stn.tool.images import convert as convert  # the other sources bring arrays to a size too
+from stn.tool.images import resize as resize
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-)
-MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb
 CHANNELS = {"auto": None, "grey": 1, "rgb": 3}  # by color
 
 _Files = list[tuple[Path, int]]  # each with its label
-
-
-def read_image(
-    path_or_file: str | os.PathLike[str] | BinaryIO,
-    *,
-    size: tuple[int, int] | None = None,
-    channels: int | None = None,
-) -> np.ndarray:
-    """Decode an image file: PNG, JPEG, BMP, GIF (first frame), WebP, TIFF, PPM or PGM.
-
-    Transparent parts become black, the orientation a camera noted is applied, and 16-bit grey is
-    scaled to 8 bits.
-
-    Args:
-        path_or_file: A path, or a file opened for reading bytes.
-        size: `(height, width)` in pixels to resize to, smoothly; None keeps that of the file.
-        channels: 1 for grey or 3 for RGB; None gives 3 if any pixel has a color, else 1.
-
-    Returns:
-        uint8 array `(height, width, channels)`, values 0 to 255.
-
-    Raises:
-        UserError: If the file is missing, is not an image, is damaged, or is larger than
-            89 million pixels.
-
-    Example:
-        >>> read_image("letter.png", size=(28, 28), channels=1).shape  # doctest: +SKIP
-        (28, 28, 1)
-    """
-    if channels not in (None, 1, 3):
-        raise UserError(f"Expected channels 1, 3 or None. Received: channels={channels!r}")
-    title = _title(path_or_file)
-    try:
-        with Image.open(path_or_file, formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels")
-            pixels = _flatten(ImageOps.exif_transpose(opened))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(
-            f"Expected an image of at most {MAX_PIXELS} pixels. Received: {title} ({error}). "
-            "Make it smaller"
-        ) from error
-    except UserError as error:
-        raise UserError(f"{error} in {title}. Convert it to 8 bits per channel") from error
-    except FileNotFoundError as error:
-        raise UserError(f"Expected an image file. Received: {title}, which is missing") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can make Pillow raise nearly anything
-        raise UserError(
-            f"Expected an image ({', '.join(FORMATS)}). Received: {title}, which cannot be read "
-            f"as one ({error}). Replace or remove it"
-        ) from error
-
-    array = np.asarray(pixels)
-    return convert(array.reshape(*array.shape[:2], -1), size=size, channels=channels)
-
-
-def convert(
-    image: np.ndarray, *, size: tuple[int, int] | None = None, channels: int | None = None
-) -> np.ndarray:
-    """Bring an image to a size and a number of channels.
-
-    Args:
-        image: uint8 array `(height, width, channels)` with 1 or 3 channels.
-        size: As in `read_image`.
-        channels: As in `read_image`.
-
-    Returns:
-        uint8 array `(height, width, channels)`.
-    """
-    if image.shape[2] == 3 and (channels == 1 or (channels is None and not _has_color(image))):
-        image = np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
-    if size is not None and image.shape[:2] != tuple(size):
-        image = resize(image, size)
-    return np.repeat(image, 3, axis=2) if channels == 3 and image.shape[2] == 1 else image
-
-
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize without aliasing; the aspect ratio is not kept.
-
-    Args:
-        image: uint8 array `(height, width, channels)` with 1 or 3 channels.
-        size: The new `(height, width)` in pixels.
-
-    Returns:
-        uint8 array `(*size, channels)`.
-    """
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    resized = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    return resized.reshape(*size, image.shape[2])
 
 
 def read(
@@ -284,34 +189,3 @@ def _list_images(folder: Path, names: Sequence[str], present: Sequence[str]) -> 
                 )
             found.append((file, label))
     return found
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Bring any mode of Pillow to 8-bit grey ("L") or RGB, on black where transparent."""
-    if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise UserError(
-                "Expected grey values of at most 16 bits. Received: "
-                f"{values.min()} to {values.max()}"
-            )
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    if image.mode == "F":
-        raise UserError("Expected whole numbers as pixels. Received: floating-point numbers")
-    if image.has_transparency_data:
-        solid = image.convert("RGBA")
-        black = Image.new("RGBA", solid.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, solid).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _has_color(pixels: np.ndarray) -> bool:
-    red = pixels[:, :, :1]
-    return bool((pixels[:, :, 1:] != red).any())
-
-
-def _title(path_or_file: str | os.PathLike[str] | BinaryIO) -> str:
-    if isinstance(path_or_file, str | os.PathLike):
-        return repr(os.fspath(path_or_file))
-    name = getattr(path_or_file, "name", None)
-    return "the image that was sent" if name is None else repr(name)
