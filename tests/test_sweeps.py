@@ -110,3 +110,19 @@ def test_errors(pair, arguments, match):
     kind, strengths = (*arguments, None)[:2]
     with pytest.raises(UserError, match=f"^Expected .* Received: {match}"):
         sweeps.sweep(pair[0], kind, strengths=strengths)
+
+
+def test_command(pair, capsys):
+    from typer.testing import CliRunner
+
+    from stn.tool.cli import app
+
+    arguments = ["evaluate", str(pair[1]), "--sweep", "shear", "--control", str(pair[0])]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert {"shear", "trained:", "idle:", "(tangent)"} <= set(shown.stdout.split())
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert found["kind"] == "shear"
+    for wrong in (["--control", str(pair[0])], ["--sweep", "noise", "--distort", "R"]):
+        failed = CliRunner().invoke(app, ["evaluate", str(pair[1]), *wrong])
+        assert isinstance(failed.exception, UserError)

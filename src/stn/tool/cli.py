@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -214,12 +215,33 @@ def evaluate(
     distort: Annotated[
         str | None, typer.Option(help=f"Another distortion. One of: {_DISTORTIONS}.")
     ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="Disturb test images more and more, and see how much the transformer takes back: "
+            "rotation, scale, translation, shear, noise or occlusion."
+        ),
+    ] = None,
+    control: Annotated[
+        Path | None, typer.Option(help="With --sweep: a run without transformer, to compare.")
+    ] = None,
     backend: Backend = None,
     json_: Json = False,
 ) -> None:
     """Test a trained model: loss, accuracy, per-class accuracy, confusion."""
     runs.Run.open(run)
+    if sweep is None and control is not None:
+        raise config.UserError(
+            "Expected --control together with --sweep. Received: --control alone"
+        )
+    if sweep is not None and (data, data_dir, distort) != (None, None, None):
+        raise config.UserError(
+            "Expected --sweep without --data, --data-dir and --distort. Received: one of them too"
+        )
     _start_backend(backend or runs.Run(run).config.backend)
+    if sweep is not None:
+        _sweep(run, sweep, control, backend, json_)
+        return
     results = stn.evaluate(
         run,
         data=data,
@@ -248,6 +270,41 @@ def evaluate(
         wrong = f"{results['class_names'][most]} ({row[most]})" if row[most] else "-"
         table.add_row(_escape(name), str(found["count"]), share, _escape(wrong))
     console.print(table)
+
+
+def _sweep(run: Path, kind: str, control: Path | None, backend: str | None, json_: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from stn.tool import sweeps
+    from stn.tool.progress import Progress
+
+    with Progress().step(f"Sweep over {kind}"):
+        results = sweeps.sweep(run, kind, control=control, backend=backend)
+    if json_:
+        typer.echo(json.dumps(results))
+        return
+
+    def cell(point: dict[str, float], key: str, factor: float, form: str) -> str:
+        spread = (point[f"{key}_high"] - point[f"{key}_low"]) / 2
+        return f"{factor * point[key]:{form}} [dim]± {factor * spread:{form}}[/]"
+
+    table = Table(f"{kind} ({results['unit']})")
+    for one in results["runs"]:
+        table.add_column(f"{_escape(one['name'])}: accuracy (%)")
+        if "alignment_error" in one["points"][0]:
+            table.add_column(f"left over ({results['error_unit']})")
+    for points in zip(*(one["points"] for one in results["runs"]), strict=True):
+        row = [f"{points[0]['strength']:g}"]
+        for point in points:
+            row.append(cell(point, "accuracy", 100, ".1f"))
+            if "alignment_error" in point:
+                row.append(cell(point, "alignment_error", 1, ".3g"))
+        table.add_row(*row)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    picture = runs.Run(run).sweep_file(kind).with_suffix(".png")
+    typer.echo(f"{picture}, and .json and .csv beside it; `stn report {run}` shows it too")
 
 
 @app.command()
@@ -317,7 +374,7 @@ class _Watch:
         self.bar = bars.Progress(
             bars.SpinnerColumn(),
             bars.TextColumn("{task.completed:,.0f} images"),
-            bars.TaskProgressColumn(show_speed=True),
+            bars.TextColumn("{task.fields[rate]}"),
             bars.TimeElapsedColumn(),
             console=self._console,
             transient=True,
@@ -328,11 +385,13 @@ class _Watch:
 
     def over(self, results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The results, counted; the command ends here if there was nothing to look at."""
-        done = 0
+        done, begun = 0, 0.0
         with self.bar:
-            task = self.bar.add_task("", total=None)
+            task = self.bar.add_task("", total=None, rate="")
             for done, result in enumerate(results, 1):
-                self.bar.update(task, completed=done)
+                begun = begun or time.perf_counter()  # without the time it takes to load the model
+                rate = done / (time.perf_counter() - begun + 1e-3)
+                self.bar.update(task, completed=done, rate=f"{rate:,.0f} images/s")
                 yield result
         if not done and self.failures == self._missing:
             raise typer.Exit(2)

@@ -240,11 +240,8 @@ def _interval(name: str, values: np.ndarray, statistic: Any) -> dict[str, float]
     rng = np.random.default_rng(0)
     drawn = values[rng.integers(len(values), size=(400, len(values)))]
     low, high = np.quantile(statistic(drawn, axis=1), [0.025, 0.975])
-    return {
-        name: float(statistic(values)),
-        f"{name}_low": float(low),
-        f"{name}_high": float(high),
-    }
+    found = {name: statistic(values), f"{name}_low": low, f"{name}_high": high}
+    return {key: round(float(value), 6) for key, value in found.items()}
 
 
 def _write(run: runs.Run, results: dict[str, Any]) -> None:
