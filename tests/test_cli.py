@@ -1,6 +1,8 @@
 """Every verb of the command, as a person uses it, and what it says to mistakes."""
 
+import csv
 import gzip
+import io
 import json
 import os
 import shutil
@@ -226,6 +228,100 @@ def test_predict(command, trained, tmp_path):
     assert f"{found[0]['probability']:.1%}" in out
 
 
+@pytest.fixture
+def scans(tmp_path):
+    """A folder of five images, one of them an animation of two, and three files that are none."""
+    folder = tmp_path / "scans"
+    (folder / "more").mkdir(parents=True)
+    drawn = [Image.fromarray(image) for image in draw_shapes(2, 5)[0]]
+    for i, name in enumerate(("a.png", "b.jpg", "more/[red]a.png", "more/c.tif")):
+        drawn[2 * i].save(folder / name)
+    drawn[0].save(folder / "d.gif", save_all=True, append_images=drawn[1:2])
+    (folder / "bad.png").write_bytes(b"junk")
+    (folder / "empty.webp").touch()
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+GOOD = ["a.png", "b.jpg", "d.gif#0", "d.gif#1", "more/[red]a.png", "more/c.tif"]
+
+
+def test_predict_a_folder_with_bad_files(command, trained, scans, tmp_path):
+    """The bad ones are named and left out, whatever form the rest is printed in."""
+    options = ["predict", trained.run.path, scans]
+    code, out, err = command(*options, "--json", "--save-straightened", tmp_path / "out")
+    assert code == 1
+    found = json.loads(out)
+    assert [record["image"] for record in found] == [str(scans / name) for name in GOOD]
+    for record in found:
+        with Image.open(record["straightened"]) as picture:
+            assert picture.size == (14, 14)
+    assert len([path for path in (tmp_path / "out").rglob("*") if path.is_file()]) == 6
+    first, second, last = err.splitlines()
+    assert first.startswith("stn: Expected an image (PNG, ")
+    assert f"Received: '{scans / 'bad.png'}', which cannot be read as one" in first
+    assert f"'{scans / 'empty.webp'}', which cannot be read as one (it is empty)" in second
+    assert last == "stn: Left out 2, for the reasons above. Classified 6"
+
+    code, out, again = command(*options, "--csv")
+    assert (code, again) == (1, err)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["image"] for row in rows] == [record["image"] for record in found]
+    assert [row["class"] for row in rows] == [record["class"] for record in found]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(
+        [record["probability"] for record in found], abs=1e-5
+    )
+    assert set(rows[0]) == {"image", "class", "probability"}
+
+    code, out, again = command(*options)
+    assert (code, again) == (1, err)
+    for record in found:
+        line = next(line for line in out.splitlines() if record["image"] in line)
+        assert f"{record['probability']:.1%}" in line
+
+
+def test_predict_patterns_and_standard_input(command, trained, scans, monkeypatch):
+    listed = io.BytesIO(f"{scans / 'a.png'}\n\n{scans / 'more'}\n".encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(listed))
+    model = trained.run.model_file
+    code, out, err = command("predict", model, scans / "[d]*", "-", "--json")
+    assert (code, err) == (0, "")
+    expected = ["d.gif#0", "d.gif#1", "a.png", "more/[red]a.png", "more/c.tif"]
+    assert [r["image"] for r in json.loads(out)] == [str(scans / name) for name in expected]
+    with (scans / "a.png").open() as image:
+        monkeypatch.setattr(sys, "stdin", image)
+        code, out, err = command("predict", model, "-", "--csv")
+    assert (code, err) == (0, "")
+    assert out.startswith("image,class,probability\n-,")
+    assert len(out.splitlines()) == 2
+
+
+def test_predict_prints_long_tables_in_parts(command, trained, scans, monkeypatch):
+    monkeypatch.setattr(cli, "_TABLE_ROWS", 4)
+    code, out, err = command("predict", trained.run.path, *[scans / "a.png"] * 10)
+    assert (code, err) == (0, "")
+    assert out.count("probability") == 3
+    assert out.count("a.png") == 10
+
+
+def test_predict_closes_the_json_whatever_happens(command, trained, scans, monkeypatch):
+    from stn.tool import evaluation
+
+    original = evaluation.predict_each
+
+    def predict_each(*args, **options):
+        for i, found in enumerate(original(*args, **options)):
+            if i == 2:
+                raise OSError(28, "No space left on device", "out")
+            yield found
+
+    monkeypatch.setattr(evaluation, "predict_each", predict_each)
+    code, out, err = command("predict", trained.run.path, scans / "d.gif", scans, "--json")
+    assert code == 1
+    assert len(json.loads(out)) == 2
+    assert "The disk is full: out" in err
+
+
 def test_report(command, trained, tmp_path):
     run = runs.Run(tmp_path / "run")
     shutil.copytree(trained.run.path, run.path)
@@ -445,20 +541,50 @@ def test_run_without_a_finished_epoch(command, trained, tmp_path):
     assert command("report", run.path)[0] == 0
 
 
-def test_predict_what_is_not_an_image(command, trained, tmp_path):
+@pytest.mark.parametrize(
+    ("paths", "code", "message"),
+    [
+        (["none.png"], 2, "Expected an image file. Received: '{d}/none.png', which is missing"),
+        (["none.png", "*.bmp"], 2, "'{d}/*.bmp', which finds none"),
+        (["empty"], 2, "Expected a folder with images. Received: '{d}/empty', which has no file"),
+        (["junk.png"], 1, "'{d}/junk.png', which cannot be read as one (it is something else)"),
+        (["none.png", "junk.png"], 1, "'{d}/none.png', which is missing"),
+        (["none.png", "good.png"], 1, "'{d}/none.png', which is missing"),
+        (["loop.png", "good.png"], 1, "(Too many levels of symbolic links)"),
+    ],
+)
+def test_predict_what_is_not_an_image(paths, code, message, command, trained, tmp_path):
     (tmp_path / "junk.png").write_bytes(b"junk")
-    for name, message in (
-        ("junk.png", "junk.png', which cannot be read as one"),
-        ("none.png", "none.png', which is missing"),
-        (".", "which cannot be read as one"),
-    ):
-        code, out, err = command("predict", trained.run.path, tmp_path / name)
-        assert (code, out) == (2, "")
-        assert message in err
-        assert "Traceback" not in err
-    code, _, err = command("predict", trained.run.path)
-    assert code == 2
-    assert "Missing argument 'IMAGE...'" in err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    Image.new("L", (14, 14)).save(tmp_path / "good.png")
+    given = [tmp_path / path for path in paths]
+    found, out, err = command("predict", trained.run.path, *given, "--json")
+    assert found == code
+    assert (out == "") == (code == 2), "no results, or an empty array"
+    assert out == "" or len(json.loads(out)) == ("good.png" in paths)
+    assert message.format(d=tmp_path) in err
+    assert "Traceback" not in err
+    assert all(line.startswith("stn: ") for line in err.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{run}"], "Missing argument 'PATHS'"),
+        (["{run}", "a.png", "--json", "--csv"], "Expected --json or --csv. Received: both"),
+        (["{run}/config.toml", "a.png"], "/config.toml', another file"),
+        (["{run}/none.keras", "a.png"], "/none.keras', which does not exist"),
+        (["{run}", "a.png", "--save-straightened", "{run}/config.toml"], "a folder to write to"),
+        (["{run}", ""], "Received: '', which is missing"),
+    ],
+)
+def test_mistake_in_predicting(arguments, message, command, trained):
+    filled = [argument.format(run=trained.run.path) for argument in arguments]
+    code, out, err = command("predict", *filled)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("arguments", [["explode"], ["--explode"], ["data", "explode"]])

@@ -40,6 +40,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Backend = Annotated[str | None, typer.Option(help="Keras backend; the run's if unset.")]
 
 
+_TABLE_ROWS = 1000  # of a table; more come in several
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -436,14 +437,12 @@ def _print_csv(results: Iterator[dict[str, Any]], columns: list[str]) -> None:
         writer.writerows(results)
 
 
-def _print_tables(
-    results: Iterator[dict[str, Any]], columns: list[str], watch: _Watch, rows: int = 1000
-) -> None:
+def _print_tables(results: Iterator[dict[str, Any]], columns: list[str], watch: _Watch) -> None:
     """A table, or several, lest a hundred thousand rows have to be kept until the last."""
     from rich.console import Console
     from rich.table import Table
 
-    while block := list(itertools.islice(results, rows)):
+    while block := list(itertools.islice(results, _TABLE_ROWS)):
         table = Table()
         for column in columns:
             table.add_column(column, overflow="fold")

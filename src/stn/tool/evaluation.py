@@ -146,6 +146,23 @@ def predict_each(
 
     The files are read and classified in batches, so that any number of them needs the memory of
     one batch.
+
+    Args:
+        run: As in `predict`.
+        images: As in `predict`; may be an iterator without an end.
+        backend: As in `predict`.
+        save_straightened: As in `predict`.
+        on_error: As in `predict`.
+
+    Returns:
+        An iterator of what `predict` gives as a list.
+
+    Raises:
+        UserError: As `predict`, when the first result is asked for, or at the file in question.
+
+    Example:
+        >>> for found in predict_each("runs/affine", "scans"):  # doctest: +SKIP
+        ...     print(found["image"], found["class"])
     """
     run = open_run(run)
     about = run.dataset
@@ -166,7 +183,8 @@ def predict_each(
                 model = _with_straightened(model)
             size = len(chunk)  # all there are, or as many as any batch: each size is compiled anew
         batch = np.zeros((size, *shape), np.uint8)
-        batch[: len(chunk)] = [image for _, _, image in chunk]
+        for i, (_, _, image) in enumerate(chunk):
+            batch[i] = image
         found = model.predict_on_batch(batch)
         probabilities = np.array(found if straightened is None else found["probabilities"])
         for i, (name, place, _) in enumerate(chunk):
