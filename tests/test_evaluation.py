@@ -74,11 +74,12 @@ def test_probabilities_of_any_number_of_images(count, batch_size):
 def untrained(tmp_path, monkeypatch):
     """A run of 14x14 images on 21x21, without a model of its own."""
 
-    def make(*, canvas=21, channels=1, size=14, **config):
+    def make(*, canvas=21, channels=1, size=14, background="dark", **config):
         run = runs.Run(tmp_path / "run")
         runs.write_text(run.config_file, Config(**config).to_toml())
         runs.write_json(run.environment_file, {"format": runs.FORMAT})
         about = {"class_names": ["dark", "light"], "image_shape": [size, size, channels]}
+        about["background"] = background
         runs.write_json(run.dataset_file, about | {"input_shape": [canvas, canvas, channels]})
         model = Brightness()
         monkeypatch.setattr(evaluation, "load_model", lambda run, backend: model)
@@ -216,6 +217,25 @@ def test_images_of_the_users_own_are_shown_as_in_training(shown, digit):
     squashed = shown(wide, image_size=14, **own)[0, ..., 0]
     np.testing.assert_allclose(squashed.astype(int), digit, atol=110)
     assert squashed[2:4].max() > 200
+
+
+def test_images_are_brought_to_the_background_of_training(shown, digit):
+    mine = {"data": "folder:mine", "canvas": 14}
+    for background, expected in (
+        ("dark", [digit, digit]),
+        ("light", [255 - digit, 255 - digit]),
+        ("mixed", [digit, 255 - digit]),
+    ):
+        seen = shown(digit, 255 - digit, background=background, **mine)
+        np.testing.assert_array_equal(seen[..., 0], expected)
+
+
+def test_background_of_images(digit):
+    images = np.stack([digit] * 10 + [255 - digit] * 10)[..., None]
+    found = [
+        evaluation.background_of(images[part]) for part in (slice(10), slice(10, 20), slice(20))
+    ]
+    assert found == ["dark", "light", "mixed"]
 
 
 # --- many images ---------------------------------------------------------------------------------

@@ -98,8 +98,9 @@ def predict(
 ) -> list[dict[str, Any]]:
     """Classify images.
 
-    They may be grey or in color, of any size, and dark on light as well as light on dark: they are
-    brought to what the model was trained on, light on dark, by the brightness of their border.
+    They may be grey or in color, of any size, and dark on light as well as light on dark: by the
+    brightness of their border they are brought to what the model was trained on, unless these were
+    images of both kinds, as photographs are.
     For a model that was trained on a data set of ours the border becomes black and the brightest
     ink white.
 
@@ -302,6 +303,21 @@ def score(
     }
 
 
+def background_of(images: np.ndarray) -> str:
+    """What most of some images have along their border.
+
+    Args:
+        images: uint8 array `(count, height, width, channels)`.
+
+    Returns:
+        `"dark"`, `"light"`, or, as in photographs, `"mixed"`: fewer than nine of ten are alike.
+    """
+    some = images[:: max(1, len(images) // 1000)]
+    borders = [some[:, 0], some[:, -1], some[:, :, 0], some[:, :, -1]]
+    light = np.mean(np.median(np.concatenate(borders, axis=1), axis=(1, 2)) > 127)
+    return "light" if light > 0.9 else "dark" if light < 0.1 else "mixed"
+
+
 def distorted_test(config: Config, test: data.Split) -> np.ndarray:
     """The test images as the model of a configuration sees them: distorted, fixed by the seed."""
     return distortions.distort_all(test.images, distortion_of(config), (config.seed, _TEST))
@@ -394,6 +410,7 @@ def _read_inputs(
     (height, width, channels), canvas = about["image_shape"], about["input_shape"]
     enough = 4 * max(height, canvas[0]), 4 * max(width, canvas[1])
     own = config.data.startswith(("folder:", "tfds:"))
+    background = about.get("background", "dark")
     for found in find_images(paths, on_error=on_error, leave_out=leave_out):
         place = str(Path(found.place).with_suffix(""))
         try:
@@ -402,16 +419,21 @@ def _read_inputs(
             ):
                 if own and config.image_size:  # as in training, where the aspect ratio was not kept
                     image = convert(image, size=(height, width))
-                image = _prepare(image, (height, width), canvas[:2], as_is=own)
+                image = _prepare(image, (height, width), canvas[:2], background, as_is=own)
                 yield name, place + name.removeprefix(found.name), image
         except UserError as error:
             on_error(error)
 
 
 def _prepare(
-    image: np.ndarray, size: tuple[int, int], canvas: Sequence[int], *, as_is: bool
+    image: np.ndarray,
+    size: tuple[int, int],
+    canvas: Sequence[int],
+    background: str = "dark",
+    *,
+    as_is: bool,
 ) -> np.ndarray:
-    """An image light on dark, in the size of the training images, in the middle of their canvas.
+    """An image on the background and in the size of the training images, amid their canvas.
 
     Paper is never quite white, nor is ink black; but our own data sets are, and a model that was
     trained on them is at a loss with less. So unless `as_is`, all of the contrast is used.
@@ -419,9 +441,10 @@ def _prepare(
     small = resize(image, size)  # in which a thin frame around a scan has vanished
     border = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
     paper = np.rint(np.median(border, axis=0)).astype(np.uint8)
-    inverted = np.median(border) > 127
+    light = bool(np.median(border) > 127)
+    inverted = background != "mixed" and light != (background == "light")
     if list(image.shape[:2]) != list(canvas):
-        beside = np.full_like(paper, 255 * inverted) if as_is else paper
+        beside = np.full_like(paper, 255 * light) if as_is else paper
         image = _center(_fit(image, size, beside), canvas, beside)
     if inverted:
         image, small, paper = 255 - image, 255 - small, 255 - paper
