@@ -1,4 +1,4 @@
-"""The families and `warp`: what they mean, and that the identity changes nothing."""
+"""`warp`, and points and boxes with it: what they mean, and that the identity changes nothing."""
 
 import itertools
 
@@ -8,378 +8,359 @@ import pytest
 from keras import ops
 
 import stn
+from stn import grids
 from stn.samplers import PADDINGS, SAMPLERS
+from stn.transforms import FAMILIES, check_output_size, deserialize, freeze_size, serialize
 
-families = pytest.mark.parametrize("name", stn.TRANSFORMS)
-# One shape in as many tests as will do: JAX compiles anew for each.
-IMAGES = np.random.default_rng(0).uniform(0, 1, (2, 5, 6, 3)).astype("float32")
 
+def over(choice):
+    """Run a test for all families of a choice."""
+    return pytest.mark.parametrize(
+        "family", choice, ids=[f"{family.name}-{family.dimensions}d" for family in choice]
+    )
+
+
+families = over(list(FAMILIES.values()))
 conventions = pytest.mark.parametrize("align_corners", [False, True])
+paddings = pytest.mark.parametrize("padding", PADDINGS)
+samplers = pytest.mark.parametrize("sampler", SAMPLERS)
+
+# One shape in as many tests as will do: JAX compiles anew for each.
+SIZES = {2: (5, 4), 3: (2, 3, 2)}
+IMAGES, VOLUMES = (
+    np.random.default_rng(0).uniform(0, 1, (2, *size, 2)).astype("float32")
+    for size in SIZES.values()
+)
+FILL = [9.0, -2.0]
 
 
-def identity(name, batch=1):
-    return np.tile(np.array(stn.TRANSFORMS[name].identity, "float32"), (batch, 1))
+def identity(family, batch=2):
+    return np.array([family.identity] * batch, "float32")
 
 
-def near_identity(name, batch, spread=0.3, seed=0):
-    family = stn.TRANSFORMS[name]
+def near_identity(family, batch=2, scale=1.0, seed=0):
     noise = np.random.default_rng(seed).normal(size=(batch, family.size))
-    return (np.array(family.identity) + spread * noise).astype("float32")
+    spread = 0.04 if family.name in ("tps", "flow", "diffeomorphic") else 0.15
+    return (np.array(family.identity) + scale * spread * noise).astype("float32")
 
 
 def warp(images, params, transform="affine", **options):
+    if options.get("padding") in ("constant", "inward"):
+        options.setdefault("fill_value", FILL)
     result = stn.warp(images, params, transform, **{"data_format": "channels_last", **options})
     return ops.convert_to_numpy(ops.cast(result, "float32"))
 
 
-def call(name, params, points, **options):
-    return ops.convert_to_numpy(stn.TRANSFORMS[name](params, points, **options))
+def numbers(tensor):
+    return ops.convert_to_numpy(tensor)
 
 
 # --- the identity --------------------------------------------------------------------------------
 
 
+@pytest.mark.shows("identity")
 @families
 @conventions
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_identity_returns_the_images(name, sampler, align_corners):
-    for size in ((1, 1), (1, 7), (7, 1), (28, 28), (31, 20), (224, 300)):
-        images = np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype("float32")
-        if size == (224, 300):
-            images = images[:1, ..., :1]
-        for padding in PADDINGS:
-            found = warp(
-                images,
-                identity(name, len(images)),
-                name,
-                sampler=sampler,
-                padding=padding,
-                fill_value=9.0 if padding == "constant" else 0.0,
-                align_corners=align_corners,
-            )
-            np.testing.assert_array_equal(found, images, err_msg=f"{size}, {padding}")
+def test_identity_returns_the_images(family, align_corners):
+    images = {2: IMAGES, 3: VOLUMES}[family.dimensions]
+    everything = family.dimensions == 2 or family.name == "affine"
+    for sampler in SAMPLERS if everything else ("nearest", "bilinear", "bicubic"):
+        for padding in PADDINGS if everything else ("zeros", "reflection"):
+            options = {"sampler": sampler, "padding": padding, "align_corners": align_corners}
+            found = warp(images, identity(family), family, **options)
+            np.testing.assert_array_equal(found, images, err_msg=str(options))
 
 
+@pytest.mark.shows("identity")
 @families
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@conventions
+def test_identity_is_the_regular_grid(family, align_corners):
+    # What is read depends on the grid alone, so at these sizes one family stands for all.
+    sizes = {2: [(1, 1), (1, 7), (31, 20)], 3: [(1, 4, 1), (7, 12, 31)]}
+    for size in sizes[family.dimensions]:
+        regular = grids.regular(size, align_corners)[None].astype("float32")
+        found = family(identity(family, 1), regular, size=size, align_corners=align_corners)
+        np.testing.assert_array_equal(numbers(found), regular, err_msg=str(size))
+
+
+@samplers
+@conventions
+@pytest.mark.parametrize("size", [(1, 7), (9, 6), (3, 1, 4)])
+def test_identity_at_odd_sizes(sampler, align_corners, size):
+    if len(size) == 3 and sampler in ("lanczos3", "antialiased", "linearized"):
+        return  # covered for one size of volumes above
+    images = np.random.default_rng(0).uniform(-1, 1, (2, *size, 2)).astype("float32")
+    for padding in PADDINGS:
+        options = {"sampler": sampler, "padding": padding, "align_corners": align_corners}
+        params = identity(FAMILIES["affine", len(size)])
+        np.testing.assert_array_equal(warp(images, params, **options), images, err_msg=padding)
+
+
+@conventions
+@pytest.mark.parametrize("sampler", ["nearest", "bilinear", "bicubic"])
+def test_identity_of_large_images(sampler, align_corners):
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 224, 300, 2)).astype("float32")
+    for padding in PADDINGS:
+        options = {"sampler": sampler, "padding": padding, "align_corners": align_corners}
+        params = identity(FAMILIES["affine", 2], 1)
+        np.testing.assert_array_equal(warp(images, params, **options), images, err_msg=padding)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "bfloat16", "float32", "float64", "bool"])
-def test_identity_keeps_types_in_both_data_formats(name, sampler, dtype, float64):
-    values = 255 * IMAGES.astype("float64")
-    for data_format, axes in (("channels_last", (0, 1, 2, 3)), ("channels_first", (0, 3, 1, 2))):
-        images = ops.cast(values.transpose(axes), dtype)
-        found = stn.warp(images, identity(name, 2), name, sampler=sampler, data_format=data_format)
+def test_identity_keeps_types_in_both_data_formats(dtype, request):
+    if dtype == "float64":
+        request.getfixturevalue("float64")
+    cases = [(IMAGES, "bilinear"), (VOLUMES, "bilinear")]
+    if dtype in ("uint8", "bfloat16"):
+        cases += [(IMAGES, sampler) for sampler in SAMPLERS]
+    for (images, sampler), (data_format, axis) in itertools.product(
+        cases, [("channels_last", -1), ("channels_first", 1)]
+    ):
+        params = identity(FAMILIES["affine", images.ndim - 2])
+        values = ops.cast(np.moveaxis(255 * images, -1, axis), dtype)
+        found = stn.warp(values, params, sampler=sampler, data_format=data_format)
         assert keras.backend.standardize_dtype(found.dtype) == dtype
-        as_float = [ops.convert_to_numpy(ops.cast(x, "float64")) for x in (found, images)]
-        np.testing.assert_array_equal(*as_float, err_msg=data_format)
+        as_float = [numbers(ops.cast(x, "float32")) for x in (found, values)]
+        np.testing.assert_array_equal(*as_float, err_msg=f"{sampler}, {data_format}")
 
 
+# --- what a warp does ----------------------------------------------------------------------------
+
+
+@pytest.mark.shows("rows")
 @families
-def test_identity_parameters_leave_points_alone(name):
-    points = np.random.default_rng(0).uniform(-2, 2, (1, 50, 2)).astype("float32")
-    for aspect in (1.0, 2.5):
-        found = call(name, identity(name, 3), points, aspect=aspect)
-        np.testing.assert_array_equal(found, np.tile(points, (3, 1, 1)))
-
-
-# --- each family ---------------------------------------------------------------------------------
-
-
-@families
-def test_rows_of_the_batch_are_independent(name):
-    params = near_identity(name, 2)
-    together = warp(IMAGES, params, name)
+def test_rows_of_the_batch_are_independent(family):
+    images = {2: IMAGES, 3: VOLUMES}[family.dimensions]
+    params = near_identity(family)
+    together = warp(images, params, family)
     for i in range(2):
         others = np.where(np.arange(2) == i, 0, 7).astype("float32")
-        alone = warp(IMAGES + others[:, None, None, None], params + others[:, None], name)
+        shape = (2,) + (1,) * (images.ndim - 1)
+        alone = warp(images + others.reshape(shape), params + others[:, None], family)
         np.testing.assert_array_equal(together[i], alone[i])
         assert np.abs(together[1 - i] - alone[1 - i]).max() > 0.1
 
 
-@families
-@pytest.mark.parametrize("aspect", [1.0, 0.4])
-def test_matrix_agrees_with_the_call(name, aspect):
-    params = near_identity(name, 5)
-    points = np.random.default_rng(1).uniform(-1, 1, (5, 3, 4, 2)).astype("float32")
-    matrices = ops.convert_to_numpy(stn.TRANSFORMS[name].matrix(params, aspect=aspect))
-    assert matrices.shape == (5, 2, 3)
-    homogeneous = np.concatenate([points, np.ones((5, 3, 4, 1))], axis=-1)
-    expected = np.einsum("bij,bhwj->bhwi", matrices, homogeneous)
-    np.testing.assert_allclose(
-        call(name, params, points, aspect=aspect), expected, rtol=0, atol=1e-6
+@conventions
+@pytest.mark.parametrize("size", [(20, 50), (8, 12, 20)])
+def test_rotations_shear_nothing(size, align_corners):
+    n, scale = len(size), 0.7
+    grid = grids.regular(size, align_corners).astype("float32")[None]
+    if n == 2:
+        family, params = FAMILIES["similarity", 2], np.array([[scale, 0.6, 0.1, -0.2]], "float32")
+    else:
+        family, params = FAMILIES["rigid", 3], np.array([[0.5, -0.3, 0.8, 0.1, 0, 0]], "float32")
+        scale = 1.0
+    moved = numbers(family(params, grid, size=size, align_corners=align_corners))[0]
+    pixels = np.stack(
+        [grids.to_pixel(moved[..., i], m, align_corners) for i, m in enumerate(reversed(size))], -1
     )
-
-
-@pytest.mark.parametrize(
-    ("special", "general", "embed"),
-    [
-        ("translation", "attention", lambda x, y: (1, x, y)),
-        ("translation", "similarity", lambda x, y: (1, 0, x, y)),
-        ("translation", "affine", lambda x, y: (1, 0, x, 0, 1, y)),
-        ("attention", "similarity", lambda scale, x, y: (scale, 0, x, y)),
-        ("attention", "affine", lambda scale, x, y: (scale, 0, x, 0, scale, y)),
-    ],
-)
-def test_special_families_are_cases_of_general_ones(special, general, embed):
-    params = near_identity(special, 4)
-    points = np.random.default_rng(1).uniform(-1, 1, (4, 9, 2)).astype("float32")
-    embedded = np.array([embed(*row) for row in params], "float32")
-    for aspect in (1.0, 3.0):
-        found = call(special, params, points, aspect=aspect)
-        expected = call(general, embedded, points, aspect=aspect)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-
-
-@families
-def test_every_family_is_a_case_of_affine(name):
-    params = near_identity(name, 2)
-    aspect = stn.grids.aspect(IMAGES.shape[1:3], False)
-    matrices = ops.convert_to_numpy(stn.TRANSFORMS[name].matrix(params, aspect=aspect))
-    np.testing.assert_allclose(
-        warp(IMAGES, params, name), warp(IMAGES, matrices.reshape(2, 6)), rtol=0, atol=1e-5
-    )
-
-
-@families
-def test_float64_stays(name, float64):
-    points = np.random.default_rng(0).uniform(-1, 1, (2, 5, 2))
-    params = near_identity(name, 2).astype("float64")
-    for p, x in ((params, points), (params.astype("float32"), points), (params, points[:1])):
-        found = stn.TRANSFORMS[name](p, x)
-        assert keras.backend.standardize_dtype(found.dtype) == "float64"
-    found = stn.TRANSFORMS[name](params, points.astype("float32"))
-    assert keras.backend.standardize_dtype(found.dtype) == "float64"
+    # In pixels, a step along each axis stays as long and perpendicular as the others.
+    steps = [np.diff(pixels, axis=axis)[(slice(1),) * n].ravel() for axis in range(n)]
+    np.testing.assert_allclose(np.stack(steps) @ np.stack(steps).T, scale**2 * np.eye(n), atol=1e-4)
+    if n == 2:  # steps down and right
+        cos, sin = scale * np.cos(0.6), scale * np.sin(0.6)
+        np.testing.assert_allclose(steps, [(-sin, cos), (cos, sin)], atol=1e-4)
 
 
 @conventions
-def test_similarity_does_not_shear_a_non_square_image(align_corners):
-    size, scale, angle = (20, 50), 0.7, 0.6
-    grid = stn.grids.regular(size, align_corners).astype("float32")[None]
-    params = np.array([[scale, angle, 0.1, -0.2]], "float32")
-    aspect = stn.grids.aspect(size, align_corners)
-    moved = call("similarity", params, grid, aspect=aspect)[0].astype("float64")
-    x = stn.grids.to_pixel(moved[..., 0], size[1], align_corners)
-    y = stn.grids.to_pixel(moved[..., 1], size[0], align_corners)
-    # In pixels, a step right and a step down stay as long and perpendicular as each other.
-    right = np.stack([np.diff(x, axis=1), np.diff(y, axis=1)], axis=-1)
-    down = np.stack([np.diff(x, axis=0), np.diff(y, axis=0)], axis=-1)
-    expected = scale * np.array([np.cos(angle), np.sin(angle)])
-    np.testing.assert_allclose(right, np.broadcast_to(expected, right.shape), atol=1e-4)
-    expected = scale * np.array([-np.sin(angle), np.cos(angle)])
-    np.testing.assert_allclose(down, np.broadcast_to(expected, down.shape), atol=1e-4)
-
-
-# --- directions ----------------------------------------------------------------------------------
-
-
-@conventions
-def test_positive_translation_shows_what_lies_further_right_and_down(align_corners):
-    x = 2 / stn.grids.half_extent(6, align_corners)
-    y = 1 / stn.grids.half_extent(5, align_corners)
-    params = np.array([[x, y]] * 2)
-    found = warp(IMAGES, params, "translation", align_corners=align_corners)
-    np.testing.assert_allclose(found[:, :-1, :-2], IMAGES[:, 1:, 2:], rtol=0, atol=1e-5)
-    # The last row and column are read where the image ends, which may round to just inside it.
-    np.testing.assert_allclose(found[:, -1], 0, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found[:, :, -2:], 0, rtol=0, atol=1e-5)
+def test_positive_translation_shows_what_lies_further_along(align_corners):
+    for images, size in ((IMAGES, SIZES[2]), (VOLUMES, SIZES[3])):
+        n = len(size)
+        for axis in range(n):  # x first
+            params = np.zeros((2, n))
+            params[:, axis] = 1 / grids.half_extent(size[n - 1 - axis], align_corners)
+            found = warp(images, params, "translation", align_corners=align_corners)
+            found, expected = (np.moveaxis(x, n - axis, 1) for x in (found, images))
+            np.testing.assert_allclose(found[:, :-1], expected[:, 1:], rtol=0, atol=1e-5)
+            # The last pixel is read where the image ends, which may round to just inside it.
+            np.testing.assert_allclose(found[:, -1], 0, rtol=0, atol=1e-5)
 
 
 def test_scale_below_one_zooms_in():
     image = np.arange(16, dtype="float32").reshape(1, 4, 4, 1)
     found = warp(image, np.array([[0.5, 0, 0]]), "attention", output_size=2)
     np.testing.assert_allclose(found, image[:, 1:3, 1:3], rtol=0, atol=1e-5)
+    found = warp(image, np.array([[1.0, 0.5, 0, 0]]), "scaling", output_size=(2, 4))
+    rows = (image[:, ::2] + image[:, 1::2]) / 2
+    middle = (rows[:, 0, 1:3] + rows[:, 1, 1:3]) / 2
+    np.testing.assert_allclose(found.mean(axis=1)[:, 1:3], middle, rtol=0, atol=1e-5)
 
 
 @conventions
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_positive_angle_turns_the_picture_counterclockwise(quarters, align_corners):
     images = np.random.default_rng(0).normal(size=(1, 6, 6, 2)).astype("float32")
-    params = np.array([[1, quarters * np.pi / 2, 0, 0]])
-    found = warp(images, params, "similarity", padding="border", align_corners=align_corners)
+    angle = quarters * np.pi / 2
     expected = np.rot90(images, quarters, axes=(1, 2))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    for name, params in (
+        ("similarity", [1, angle, 0, 0]),
+        ("rigid", [angle, 0, 0]),
+        ("rotation", [angle]),
+    ):
+        found = warp(images, [params], name, padding="border", align_corners=align_corners)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    # In a volume: about z as in each slice; about x and y in the same sense about those.
+    volumes = np.random.default_rng(0).normal(size=(1, 6, 6, 6, 2)).astype("float32")
+    for axis, plane in ((0, (1, 2)), (1, (3, 1)), (2, (2, 3))):
+        params = np.zeros((1, 6))
+        params[0, axis] = angle
+        found = warp(volumes, params, "rigid", padding="border", align_corners=align_corners)
+        expected = np.rot90(volumes, quarters, axes=plane)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_angle_direction_is_documented():
     text = (stn.transforms.__doc__ + stn.Transform.__doc__).lower()
-    assert "clockwise" in text, "say which way a positive angle turns the picture"
-
-
-@conventions
-def test_inverse_undoes(align_corners):
-    rng = np.random.default_rng(0)
-    points = rng.uniform(-1, 1, (4, 20, 2)).astype("float32")
-    params = near_identity("affine", 4, spread=0.2)
-    square = np.concatenate([params.reshape(4, 2, 3), np.tile([[[0, 0, 1]]], (4, 1, 1))], axis=1)
-    inverse = np.linalg.inv(square)[:, :2].reshape(4, 6).astype("float32")
-    there_and_back = call("affine", inverse, call("affine", params, points))
-    np.testing.assert_allclose(there_and_back, points, rtol=0, atol=1e-5)
+    assert "counterclockwise" in text, "say which way a positive angle turns the picture"
 
 
 # --- output size ---------------------------------------------------------------------------------
 
 
 @conventions
-@pytest.mark.parametrize("output_size", [(12, 20), (1, 3)])
+@pytest.mark.parametrize("output_size", [(12, 20), (1, 3), (2, 4, 3)])
 def test_output_spans_the_same_region_whatever_its_size(output_size, align_corners):
     # A picture that is linear in the normalized coordinates looks the same at every size.
-    size = (6, 10)
-    ramp = stn.grids.regular(size, align_corners)[None].astype("float32")
-    params = near_identity("affine", 1, spread=0.05)
-    params[:, [0, 4]] = 0.5  # stays inside the image
-    for data_format in ("channels_last", "channels_first"):
-        images = ramp if data_format == "channels_last" else ramp.transpose(0, 3, 1, 2)
-        found = warp(
-            images,
-            params,
-            output_size=output_size,
-            align_corners=align_corners,
-            data_format=data_format,
-        )
-        found = found if data_format == "channels_last" else found.transpose(0, 2, 3, 1)
-        grid = stn.grids.regular(output_size, align_corners)[None].astype("float32")
-        np.testing.assert_allclose(found, call("affine", params, grid), rtol=0, atol=1e-5)
+    n = len(output_size)
+    family = FAMILIES["affine", n]
+    ramp = grids.regular((6, 10, 8)[:n], align_corners)[None].astype("float32")
+    params = near_identity(family, 1, scale=0.3)
+    params[:, :: n + 2] = 0.5  # the diagonal: stays inside the image
+    grid = grids.regular(output_size, align_corners)[None].astype("float32")
+    expected = numbers(family(params, grid))
+    options = {"output_size": output_size, "align_corners": align_corners}
+    found = warp(ramp, params, **options)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    first = warp(np.moveaxis(ramp, -1, 1), params, data_format="channels_first", **options)
+    np.testing.assert_array_equal(np.moveaxis(first, 1, -1), found)
 
 
 @pytest.mark.parametrize(
     "output_size", [4, np.int64(4), [4, 4], np.array([4, 4]), (4, np.int32(4))]
 )
 def test_ways_to_give_an_output_size(output_size):
-    expected = warp(IMAGES, identity("affine", 2), output_size=(4, 4))
-    assert expected.shape == (2, 4, 4, 3)
-    found = warp(IMAGES, identity("affine", 2), output_size=output_size)
+    expected = warp(IMAGES, identity(FAMILIES["affine", 2]), output_size=(4, 4))
+    assert expected.shape == (2, 4, 4, 2)
+    found = warp(IMAGES, identity(FAMILIES["affine", 2]), output_size=output_size)
     np.testing.assert_array_equal(found, expected)
+    assert freeze_size(output_size) in (4, (4, 4))
+    assert check_output_size(output_size, 2) == (4, 4)
 
 
-# PyTorch warns that one-pixel axes were different before its version 1.3.
-@pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid:UserWarning")
-@conventions
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_affine_agrees_with_torch(sampler, align_corners):
-    functional = pytest.importorskip("torch.nn.functional")
-    import torch
-
-    sizes = [
-        ((1, 1), (1, 1)),
-        ((1, 9), (3, 4)),
-        ((8, 5), (8, 5)),
-        ((8, 5), (1, 6)),
-        ((4, 7), (9, 2)),
-    ]
-    for (size, output_size), padding in itertools.product(sizes, ("zeros", "border", "reflection")):
-        images = np.random.default_rng(0).uniform(-1, 1, (8, *size, 3)).astype("float32")
-        params = near_identity("affine", 8, spread=0.4, seed=5)
-        matrix = torch.tensor(params).reshape(8, 2, 3)
-        grid = functional.affine_grid(matrix, (8, 1, *output_size), align_corners)
-        expected = functional.grid_sample(
-            torch.tensor(images).permute(0, 3, 1, 2), grid, sampler, padding, align_corners
-        )
-        options = {"output_size": output_size, "sampler": sampler, "padding": padding}
-        found = warp(images, params, align_corners=align_corners, **options)
-        off = np.abs(found - expected.permute(0, 2, 3, 1).numpy()).max(axis=-1)
-        if sampler == "nearest":  # halfway between two pixels the last bit decides
-            extents = [stn.grids.half_extent(n, align_corners) for n in (size[1], size[0])]
-            pixels = grid.numpy() * extents + (np.array([size[1], size[0]]) - 1) / 2
-            tie = (np.abs(pixels - np.floor(pixels) - 0.5) < 1e-4).any(axis=-1)
-            assert tie.mean() < 0.5 or 1 in output_size
-            off = np.where(tie, 0, off)
-        np.testing.assert_allclose(off, 0, rtol=0, atol=1e-5, err_msg=f"{size}, {options}")
+def test_output_size_of_a_volume():
+    for output_size in (3, (3, 3, 3)):
+        found = warp(VOLUMES, identity(FAMILIES["affine", 3]), output_size=output_size)
+        assert found.shape == (2, 3, 3, 3, 2)
 
 
 # --- gradients -----------------------------------------------------------------------------------
 
 
+def directions(size):
+    """Twelve directions among so many parameters, or those themselves if they are not more."""
+    if size <= 12:
+        return np.eye(size)
+    return np.linalg.qr(np.random.default_rng(5).normal(size=(size, 12)))[0].T
+
+
+@pytest.mark.shows("gradient")
 @families
-@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
-def test_gradients(check_gradient, name, padding):
+def test_gradients(check_gradient, family):
     rng = np.random.default_rng(4)
-    image = rng.normal(size=(4, 5, 2))
-    params = np.array(stn.TRANSFORMS[name].identity) + 0.3 * rng.normal(
-        size=stn.TRANSFORMS[name].size
-    )
-    for align_corners in (False, True):
-        options = {
-            "padding": padding,
-            "align_corners": align_corners,
-            "output_size": (3, 4),
-            "data_format": "channels_last",
-        }
+    size = {2: (4, 5), 3: (3, 4, 2)}[family.dimensions]
+    image = rng.normal(size=(*size, 2))
+    params = near_identity(family, 1, scale=2)[0].astype("float64")
+    basis = directions(family.size)
+    options = {"padding": "zeros", "data_format": "channels_last"}
+    options["output_size"] = {2: (3, 4), 3: (2, 2, 2)}[family.dimensions]
 
-        def from_params(values, options=options):
-            images = np.repeat(image[None], values.shape[0], axis=0)
-            return stn.warp(images, values, name, **options)
+    def from_params(values):
+        images = np.repeat(image[None], values.shape[0], axis=0)
+        values = ops.convert_to_tensor(values)
+        rows = ops.sum(ops.expand_dims(values, -1) * ops.convert_to_tensor(basis), axis=1)
+        return stn.warp(images, rows + ops.convert_to_tensor(params), family, **options)
 
-        def from_image(values, options=options):
-            return stn.warp(
-                values, np.repeat(params[None], values.shape[0], axis=0), name, **options
-            )
+    def from_image(values):
+        return stn.warp(values, np.repeat(params[None], values.shape[0], axis=0), family, **options)
 
-        check_gradient(from_params, params)
-        if padding == "zeros":
-            check_gradient(from_image, image)
+    check_gradient(from_params, np.zeros(len(basis)))
+    check_gradient(from_image, image[..., :1])
 
 
-@families
-def test_gradient_of_the_points(check_gradient, name):
-    points = np.random.default_rng(4).uniform(-1, 1, (6, 2))
-    params = near_identity(name, 1).astype("float64")
-    check_gradient(
-        lambda values: stn.TRANSFORMS[name](
-            np.repeat(params, values.shape[0], axis=0), values, aspect=1.7
-        ),
-        points,
-    )
+@over(
+    [FAMILIES[key] for key in [("projective", 2), ("tps", 2), ("diffeomorphic", 2), ("rigid", 3)]]
+)
+def test_gradient_of_the_points(check_gradient, family):
+    points = np.random.default_rng(4).uniform(-1, 1, (12 // family.dimensions, family.dimensions))
+    params = np.repeat(near_identity(family, 1).astype("float64"), 40, axis=0)
+    size = {2: (4, 5), 3: (3, 4, 2)}[family.dimensions]
+    check_gradient(lambda values: family(params[: values.shape[0]], values, size=size), points)
 
 
-# --- extremes and errors -------------------------------------------------------------------------
+# --- extremes ------------------------------------------------------------------------------------
+
+# By how much the weights of an axis can exceed 1 in total, signs aside.
+GAIN = {"bicubic": 1.4, "lanczos3": 1.7}
 
 
-@families
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("value", [1e6, -1e30, np.inf, -np.inf, np.nan])
-def test_extreme_parameters(name, padding, value):
-    images = IMAGES + 1
-    params = identity(name, 2)
+def check_extreme(family, value, **options):
+    images = {2: IMAGES, 3: VOLUMES}[family.dimensions] + 1
+    params = identity(family)
     params[0] = value
-    for sampler in SAMPLERS:
-        options = {"sampler": sampler, "padding": padding}
-        if padding == "constant":
-            options["fill_value"] = 0.5
-        found = warp(images, params, name, **options)
-        np.testing.assert_array_equal(found[1], images[1], err_msg="the other image")
-        finite = found[0][np.isfinite(found[0])]
-        assert not np.isinf(found).any()
-        if np.isfinite(value):
-            assert finite.size == found[0].size
-        if np.isnan(value):
-            assert finite.size == 0
-        low = {"zeros": 0.0, "constant": 0.5}.get(padding, 1.0)
-        assert np.all((finite >= low - 1e-6) & (finite <= 2 + 1e-6))
-        whole = warp((100 * images).astype("uint8"), params, name, **options)
-        assert whole.min() >= 0
-        assert whole.max() <= 200
-        if np.isnan(value):
-            np.testing.assert_array_equal(whole[0], 0)
+    found = warp(images, params, family, **options)
+    np.testing.assert_array_equal(found[1], images[1], err_msg="the other image")
+    finite = found[0][np.isfinite(found[0])]
+    assert not np.isinf(found).any()
+    if np.isnan(value):
+        assert finite.size == 0
+    elif np.isfinite(value) and abs(value) < 1e18:
+        assert finite.size == found[0].size
+    gain = GAIN.get(options["sampler"], 1.0) ** family.dimensions
+    low, high = 1.5 - 0.5 * gain - 1e-5, 1.5 + 0.5 * gain + 1e-5
+    if options["padding"] in ("zeros", "constant", "inward"):
+        fill = [0, 0] if options["padding"] == "zeros" else FILL
+        low, high = min(low, *(gain * n for n in fill)), max(high, *(gain * n for n in fill))
+    assert np.all((finite >= low) & (finite <= high))
+    if options["padding"] == "zeros" and family.name != "similarity":
+        return
+    whole = warp((100 * images).astype("uint8"), params, family, **options)
+    np.testing.assert_array_equal(whole[1], (100 * images[1]).astype("uint8"))
+    if np.isnan(value):
+        np.testing.assert_array_equal(whole[0], 0)
+
+
+VALUES = [1e6, -1e30, np.inf, -np.inf, np.nan]
+
+
+@families
+def test_extreme_parameters_of_every_family(family):
+    for value, padding in itertools.product(VALUES, ("zeros", "reflection")):
+        check_extreme(family, value, sampler="bilinear", padding=padding)
+
+
+@samplers
+@paddings
+def test_extreme_parameters_of_every_sampler(sampler, padding):
+    for value in VALUES:
+        check_extreme(FAMILIES["similarity", 2], value, sampler=sampler, padding=padding)
 
 
 @conventions
-@pytest.mark.parametrize("value", [1e6, -1e6, 1e30, -1e30, np.inf])
-@pytest.mark.parametrize(("padding", "fill"), [("zeros", 0.0), ("constant", 0.1)])
-def test_far_outside_is_exactly_the_fill_value(padding, fill, value, align_corners):
-    for params in ([value, 0], [0, value], [value, value]):
-        for sampler in SAMPLERS:
-            found = warp(
-                IMAGES + 1,
-                np.array([params, params]),
-                "translation",
-                sampler=sampler,
-                padding=padding,
-                fill_value=fill,
-                align_corners=align_corners,
-            )
-            np.testing.assert_array_equal(found, np.float32(fill))
+@samplers
+@pytest.mark.parametrize("padding", ["zeros", "constant", "inward"])
+def test_far_outside_is_exactly_the_fill_value(padding, sampler, align_corners):
+    expected = np.broadcast_to([0, 0] if padding == "zeros" else FILL, IMAGES.shape)
+    for value in (1e6, -1e30, np.inf):
+        params = np.array([[value, 0], [value, value]])
+        options = {"sampler": sampler, "padding": padding, "align_corners": align_corners}
+        found = warp(IMAGES + 1, params, "translation", **options)
+        np.testing.assert_array_equal(found, expected)
 
 
-PARAMS = identity("affine", 2)
+# --- errors --------------------------------------------------------------------------------------
+
+PARAMS = identity(FAMILIES["affine", 2])
 
 
 @pytest.mark.parametrize(
@@ -389,20 +370,26 @@ PARAMS = identity("affine", 2)
         (IMAGES, PARAMS, {"transform": None}, "transform=None"),
         (IMAGES, PARAMS, {"transform": ["affine"]}, r"transform=\['affine'\]"),
         (IMAGES, PARAMS, {"transform": "translation"}, r"\(2, 6\)"),
+        (IMAGES, PARAMS, {"transform": FAMILIES["affine", 3]}, "3-D"),
+        (VOLUMES, PARAMS, {"transform": FAMILIES["affine", 2]}, "2-D"),
+        (VOLUMES, PARAMS, {}, r"\(2, 6\)"),
+        (VOLUMES, PARAMS, {"transform": "projective"}, "'projective'"),
         (IMAGES, PARAMS[0], {}, r"\(6,\)"),
         (IMAGES, PARAMS[:1], {}, r"\(1, 6\)"),
         (IMAGES, PARAMS.reshape(2, 2, 3), {}, r"\(2, 2, 3\)"),
-        (IMAGES[0], PARAMS, {}, r"\(5, 6, 3\)"),
+        (IMAGES[0], PARAMS, {}, r"\(5, 4, 2\)"),
         (IMAGES, PARAMS, {"output_size": 0}, "output_size=0"),
         (IMAGES, PARAMS, {"output_size": -3}, "output_size=-3"),
         (IMAGES, PARAMS, {"output_size": 2.5}, r"output_size=2\.5"),
         (IMAGES, PARAMS, {"output_size": (2.5, 3)}, r"output_size=\(2\.5, 3\)"),
         (IMAGES, PARAMS, {"output_size": (3, 4, 5)}, r"output_size=\(3, 4, 5\)"),
+        (VOLUMES, identity(FAMILIES["affine", 3]), {"output_size": (3, 4)}, r"=\(3, 4\)"),
         (IMAGES, PARAMS, {"output_size": (3, None)}, r"output_size=\(3, None\)"),
         (IMAGES, PARAMS, {"output_size": "28"}, "output_size='28'"),
         (IMAGES, PARAMS, {"sampler": "cubic"}, "sampler='cubic'"),
         (IMAGES, PARAMS, {"padding": "wrap"}, "padding='wrap'"),
         (IMAGES, PARAMS, {"fill_value": 1.0}, r"fill_value=1\.0"),
+        (IMAGES, PARAMS, {"padding": "constant", "fill_value": (1, 2, 3)}, r"\(1, 2, 3\)"),
         (IMAGES, PARAMS, {"data_format": "NHWC"}, "data_format='NHWC'"),
     ],
 )
@@ -411,26 +398,246 @@ def test_errors(images, params, wrong, match):
         stn.warp(images, params, **{"data_format": "channels_last", **wrong})
 
 
+# --- points and boxes ----------------------------------------------------------------------------
+
+ROOM = {"size": (30, 50), "output_size": (45, 40)}  # neither is square, and they differ
+FLAT = [family for family in FAMILIES.values() if family.dimensions == 2]
+
+
+def to_pixels(points, size, align_corners):
+    columns = [grids.to_pixel(points[..., i], n, align_corners) for i, n in enumerate(size[::-1])]
+    return np.stack(columns, axis=-1)
+
+
+@families
+@pytest.mark.parametrize("pixels", [False, True])
+def test_transform_points_is_the_call(family, pixels):
+    n = family.dimensions
+    size, output_size = ((30, 50), (45, 40)) if n == 2 else ((6, 8, 10), (7, 12, 5))
+    params = near_identity(family)
+    points = np.random.default_rng(1).uniform(-0.8, 0.8, (2, 7, n)).astype("float32")
+    options = {"size": size, "output_size": output_size, "align_corners": pixels}
+    moved = numbers(family(params, points, size=size, align_corners=pixels))
+    if pixels:
+        moved = to_pixels(moved, size, align_corners=True)
+        points = to_pixels(points, output_size, align_corners=True)
+    found = stn.transform_points(points, params, family, pixels=pixels, **options)
+    np.testing.assert_allclose(numbers(found), moved, rtol=0, atol=1e-4)
+    back = stn.transform_points(found, params, family, pixels=pixels, inverse=True, **options)
+    np.testing.assert_allclose(numbers(back), points, rtol=0, atol=2e-3 if pixels else 1e-4)
+
+
+@conventions
+@over(FLAT)
+def test_a_dot_is_seen_where_its_point_goes(family, align_corners):
+    (height, width), (rows, columns) = ROOM["size"], ROOM["output_size"]
+    dots = np.array([(31.0, 12.0), (20.0, 19.0)])  # x, y
+    y, x = np.mgrid[:height, :width]
+    pictures = np.exp(-((x - dots[:, :1, None]) ** 2 + (y - dots[:, 1:, None]) ** 2) / 8)
+    params = near_identity(family, scale=0.6)
+    seen = warp(
+        pictures[..., None].astype("float32"),
+        params,
+        family,
+        output_size=(rows, columns),
+        align_corners=align_corners,
+    )[..., 0]
+    seen = np.where(seen > 0.3 * seen.max(axis=(1, 2), keepdims=True), seen, 0)
+    y, x = np.mgrid[:rows, :columns]
+    center = (
+        np.stack([(seen * x).sum((1, 2)), (seen * y).sum((1, 2))], -1) / seen.sum((1, 2))[:, None]
+    )
+    options = {"pixels": True, "align_corners": align_corners, **ROOM}
+    found = stn.transform_points(dots[:, None], params, family, inverse=True, **options)
+    np.testing.assert_allclose(numbers(found)[:, 0], center, rtol=0, atol=0.4)
+    back = stn.transform_points(found, params, family, **options)
+    np.testing.assert_allclose(numbers(back)[:, 0], dots, rtol=0, atol=0.01)
+
+
+def frame(picture):
+    """The box around what is bright: `(x_min, y_min, x_max, y_max)` of its outermost pixels."""
+    rows, columns = (np.flatnonzero((picture > 0.5).any(axis=axis)) for axis in (1, 0))
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]])
+
+
+@conventions
 @pytest.mark.parametrize(
-    ("params", "points", "match"),
+    ("name", "params"),
     [
-        (np.zeros((2, 6)), np.zeros((2, 3)), r"2, 3"),
-        (np.zeros((2, 6)), np.zeros(2), r"points\.shape"),
-        (np.zeros((2, 5)), np.zeros((2, 2)), r"\(2, 5\)"),
-        (np.zeros((2, 6)), np.zeros((3, 4, 2)), r"3, 4, 2"),
+        ("translation", [0.2, -0.3]),
+        ("attention", [0.8, 0.1, -0.2]),
+        ("scaling", [0.7, 1.3, -0.1, 0.1]),
+        ("affine", [0, 0.9, 0.1, -1.2, 0, 0.2]),  # a quarter turn, roughly
+        ("projective", [1, 0, 0.1, 0, 1, 0, 0, 0]),
     ],
 )
-def test_errors_of_a_call(params, points, match):
+def test_a_box_lands_on_the_same_content(name, params, align_corners):
+    picture = np.zeros((1, 30, 50, 1), "float32")
+    picture[0, 9:22, 17:40] = 1
+    params = np.array([params], "float32")
+    straight = warp(picture, params, name, output_size=(45, 40), align_corners=align_corners)
+    options = {"pixels": True, "align_corners": align_corners, **ROOM}
+    marked = frame(straight[0, ..., 0])
+    found = numbers(stn.transform_boxes(marked[None], params, name, **options))[0]
+    np.testing.assert_allclose(found, [17, 9, 39, 21], rtol=0, atol=1)
+    there = stn.transform_boxes(np.array([[17, 9, 39, 21]]), params, name, inverse=True, **options)
+    np.testing.assert_allclose(numbers(there)[0], marked, rtol=0, atol=1.6)
+
+
+@over([FAMILIES[key] for key in [("projective", 2), ("tps", 2), ("flow", 2), ("rigid", 3)]])
+def test_a_box_holds_what_was_in_it(family):
+    n = family.dimensions
+    rng, params = np.random.default_rng(0), near_identity(family, scale=2)
+    low = rng.uniform(-0.8, 0, (2, 3, n))
+    boxes = np.concatenate([low, low + rng.uniform(0.2, 0.8, (2, 3, n))], axis=-1).astype("float32")
+    found = numbers(stn.transform_boxes(boxes, params, family))
+    assert found.shape == (2, 3, 2 * n)
+    # Random points on the surface: each has one coordinate at an end.
+    inner = rng.uniform(0, 1, (2, 3, 4000, n))
+    at_an_end = rng.integers(0, n, inner.shape[:-1])[..., None] == np.arange(n)
+    inner = np.where(at_an_end, np.round(inner), inner)
+    low, high = boxes[..., None, :n], boxes[..., None, n:]
+    points = numbers(family(params, (low + (high - low) * inner).astype("float32")))
+    assert (points >= found[..., None, :n] - 0.02).all()
+    assert (points <= found[..., None, n:] + 0.02).all()
+    np.testing.assert_allclose(points.min(axis=-2), found[..., :n], rtol=0, atol=0.1)
+    np.testing.assert_allclose(points.max(axis=-2), found[..., n:], rtol=0, atol=0.1)
+
+
+def test_one_set_of_points_for_all_parameters():
+    params = near_identity(FAMILIES["affine", 2])
+    points, boxes = np.array([[(0.1, 0.2), (0.3, -0.4)]]), np.array([[-0.5, -0.5, 0.5, 0.5]])
+    for inverse in (False, True):
+        for function, values in ((stn.transform_points, points), (stn.transform_boxes, boxes)):
+            found = numbers(function(values, params, inverse=inverse))
+            each = [numbers(function(values, params[i : i + 1], inverse=inverse)) for i in (0, 1)]
+            np.testing.assert_allclose(found, np.concatenate(each), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("points", "wrong", "match"),
+    [
+        (np.zeros((2, 3, 2)), {"transform": "homography"}, "'homography'"),
+        (np.zeros((2, 3, 4)), {}, r"\(2, 3, 4\)"),
+        (np.zeros(2), {}, r"\(2,\)"),
+        (np.zeros((3, 4, 2)), {}, r"\(3, 4, 2\)"),
+        (np.zeros((2, 3, 2)), {"pixels": True}, "size=None"),
+        (np.zeros((2, 3, 2)), {"pixels": True, "output_size": (3, 4)}, "size=None"),
+        (np.zeros((2, 3, 2)), {"size": (3, 4, 5)}, r"size=\(3, 4, 5\)"),
+        (np.zeros((2, 3, 2)), {"size": (3, 0)}, r"size=\(3, 0\)"),
+        (np.zeros((2, 3, 2)), {"size": (3, 4), "output_size": 0}, "output_size=0"),
+    ],
+)
+def test_errors_of_points(points, wrong, match):
     with pytest.raises(ValueError, match=rf"(?s)^Expected .*Received: .*{match}"):
-        stn.get_transform("affine")(params, points)
-    if params.shape[1] != 6:
-        with pytest.raises(ValueError, match=rf"(?s)^Expected .*Received: .*{match}"):
-            stn.get_transform("affine").matrix(params)
+        stn.transform_points(points, PARAMS, **wrong)
 
 
-def test_table_is_consistent():
-    for name, family in stn.TRANSFORMS.items():
-        assert stn.get_transform(name) is family is stn.get_transform(family)
-        assert family.name == name
-        assert len(family.parameters) == len(family.identity) == family.size
-        assert name in repr(family)
+@pytest.mark.parametrize("shape", [(4,), (2, 2), (2, 3, 5)])
+def test_errors_of_boxes(shape):
+    with pytest.raises(ValueError, match=r"(?s)^Expected boxes .*Received: boxes\.shape="):
+        stn.transform_boxes(np.zeros(shape), PARAMS)
+
+
+# --- compositions --------------------------------------------------------------------------------
+
+CHAINS = [["similarity", "tps"], ["diffeomorphic", "projective", "rotation"], ["flow"]]
+
+
+@pytest.mark.parametrize("names", CHAINS, ids="+".join)
+def test_composition_is_one_after_the_other(names):
+    family = stn.Composition(names)
+    assert family.name == "+".join(names)
+    assert family.size == sum(stn.TRANSFORMS[name].size for name in names)
+    assert len(set(family.parameters)) == family.size
+    params = near_identity(family, scale=0.3)
+    parts, start = [], 0
+    for name in names:
+        size = stn.TRANSFORMS[name].size
+        parts.append(params[:, start : start + size])
+        start += size
+    points = np.random.default_rng(1).uniform(-0.8, 0.8, (2, 7, 2)).astype("float32")
+    expected = points
+    for name, part in reversed(list(zip(names, parts, strict=True))):
+        expected = numbers(stn.TRANSFORMS[name](part, expected, size=(5, 4)))
+    found = numbers(family(params, points, size=(5, 4)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    back = numbers(family.move_back(params, found, size=(5, 4)))
+    np.testing.assert_allclose(back, points, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(warp(IMAGES, identity(family), family), IMAGES)
+
+
+def test_composition_of_images_is_a_warp_of_a_warp():
+    waves = np.sin(3 * grids.regular((24, 32)).sum(-1))[None, :, :, None].astype("float32")
+    family = stn.Composition(["similarity", "flow"])
+    first = np.array([[0.9, 0.3, 0.1, 0]], "float32")
+    second = near_identity(FAMILIES["flow", 2], 1, scale=0.5)
+    once = warp(waves, np.concatenate([first, second], axis=1), family, padding="border")
+    twice = warp(
+        warp(waves, first, "similarity", padding="border"), second, "flow", padding="border"
+    )
+    np.testing.assert_allclose(once[:, 4:-4, 4:-4], twice[:, 4:-4, 4:-4], rtol=0, atol=0.02)
+    assert np.abs(once - waves).max() > 0.3
+
+
+def test_two_affine_maps_are_one():
+    family = FAMILIES["affine", 2]
+    first, second = near_identity(family), near_identity(family, seed=5)
+    together = np.concatenate([first, second], axis=1)
+    found = warp(IMAGES, together, stn.Composition(["affine", "affine"]))
+    expected = warp(IMAGES, family.compose(first, second))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_composition_of_volumes():
+    family = stn.Composition(["rigid", FAMILIES["flow", 3]], dimensions=3)
+    np.testing.assert_array_equal(warp(VOLUMES, identity(family), family), VOLUMES)
+    assert family.dimensions == 3
+
+
+def test_bounds_of_a_composition_are_those_of_its_parts():
+    family = stn.Composition(["similarity", "tps"])
+    assert family.limits == ("scale", "angle", "shift", "displacement")
+    bounds = family.check_bounds({"angle": 0.5, "displacement": 0.1})
+    found = numbers(family.bound(np.full((1, 36), 1e6), bounds))[0]
+    np.testing.assert_allclose(found[:4], [1e6, 0.5, 1e6, 1e6], rtol=1e-4)
+    np.testing.assert_allclose(found[4:], 0.2, rtol=1e-4)
+    still = family.bound(np.zeros((2, 36)), bounds)
+    np.testing.assert_array_equal(numbers(still), identity(family))
+
+
+@pytest.mark.parametrize(
+    "transforms", [[], ["homography"], ["affine", None], [FAMILIES["affine", 3]]]
+)
+def test_compositions_that_are_none(transforms):
+    with pytest.raises(ValueError, match=r"(?s)^Expected .*Received: transform"):
+        stn.Composition(transforms)
+
+
+def test_families_become_text_and_back():
+    inner = stn.Composition(["similarity", stn.Flow((2, 3))])
+    for family in (
+        *FAMILIES.values(),
+        stn.ThinPlateSpline(3, regularization=0.5),
+        stn.ThinPlateSpline([(0, 0), (1, 0), (0, 1), (-1, -1)]),
+        stn.Flow((2, 3)),
+        stn.Diffeomorphic(3, steps=2, dimensions=3),
+        stn.Composition([inner, "tps"]),
+        stn.Composition(["rigid", stn.Flow(2, dimensions=3)], dimensions=3),
+    ):
+        again = deserialize(serialize(family))
+        again = stn.get_transform(again, dimensions=family.dimensions)
+        assert again.parameters == family.parameters
+        params = near_identity(family)
+        points = np.random.default_rng(1).uniform(-1, 1, (2, 7, family.dimensions))
+        points = points.astype("float32")
+        found, expected = numbers(again(params, points)), numbers(family(params, points))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_family_that_cannot_be_saved_says_so():
+    class Mine(stn.Transform):
+        pass
+
+    with pytest.raises(ValueError, match=r"(?s)^Expected .*get_config.*Received: .*mine"):
+        serialize(Mine("mine", ["x"], [0]))
