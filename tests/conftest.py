@@ -82,15 +82,14 @@ def render_table(results):
     """The page: for each family and property one sign per backend."""
     backends = [name for name in ("tensorflow", "jax", "torch") if name in results]
     signs = {True: "✓", False: "✗", None: "-"}
+    names = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
     lines = [
         "# What every family can do",
         "",
         "Made by the tests themselves; each sign is the outcome on one backend, in the order "
-        + ", ".join(
-            {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}[b] for b in backends
-        )
-        + ". A dash: the family has no such thing (a flow has no inverse in closed form, but its",
-        "points do go back).",
+        f"{', '.join(names[b] for b in backends)}.",
+        "A dash: the family has no such thing (a flow has no inverse in closed form, but its points",
+        "do go back).",
         "",
         *(f"- **{key}**: {text}" for key, text in PROPERTIES.items()),
         "",
@@ -105,7 +104,7 @@ def render_table(results):
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Written by `pytest --table -m shows`, run once on each backend (`KERAS_BACKEND`).",
+        "Written by `pytest -n 0 --table -m shows`, run once on each backend (`KERAS_BACKEND`).",
     ]
     return "\n".join(lines) + "\n"
 
