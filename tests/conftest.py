@@ -88,8 +88,8 @@ def render_table(results):
         "",
         "Made by the tests themselves; each sign is the outcome on one backend, in the order "
         f"{', '.join(names[b] for b in backends)}.",
-        "A dash: the family has no such thing (a flow has no inverse in closed form, but its points",
-        "do go back).",
+        "A dash: the family has no such thing (a flow has no inverse in closed form, but its",
+        "points do go back).",
         "",
         *(f"- **{key}**: {text}" for key, text in PROPERTIES.items()),
         "",

@@ -2,7 +2,7 @@
 
 Together with the tests marked `shows` elsewhere these make the table in `docs/families.md`:
 
-    for backend in tensorflow jax torch; do KERAS_BACKEND=$backend pytest -n 0 --table -m shows; done
+    for b in tensorflow jax torch; do KERAS_BACKEND=$b pytest -n 0 --table -m shows; done
 """
 
 import keras
