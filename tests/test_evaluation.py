@@ -390,6 +390,8 @@ def files(folder):
 
 
 def test_straightened_images(trained, folder, tmp_path):
+    import keras
+
     found = stn.predict(trained.run, folder, save_straightened=tmp_path / "out")
     assert [(os.path.relpath(r["image"], folder), r["straightened"]) for r in found] == [
         ("a-2.png", str(tmp_path / "out/a-2.png")),
@@ -407,7 +409,7 @@ def test_straightened_images(trained, folder, tmp_path):
     run = trained.run
     inputs = evaluation._read_inputs([folder / "a.png"], run, leave_out=None, on_error=print)
     ((_, _, image),) = inputs
-    seen = np.array(stn.probe(model).predict_on_batch(image[None])["images"])[0]
+    seen = keras.ops.convert_to_numpy(stn.probe(model)([image[None]])["images"])[0]
     with Image.open(tmp_path / "out" / "a-3.png") as picture:
         assert (picture.mode, picture.size) == ("L", (14, 14))
         np.testing.assert_allclose(np.asarray(picture), seen[..., 0] * 255, atol=1)
