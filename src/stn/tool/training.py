@@ -190,7 +190,7 @@ def train(
             seen = alignment.survey(model, test_images, test.labels, len(names))
             straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
             with runs.atomic(run.averages_file) as temporary:
-                averages = (seen[key].means() for key in ("inputs", "outputs"))
+                averages = seen["inputs"].means(), seen["outputs"].means()
                 pictures.draw_averages(*averages, names).save(temporary)
             plots.draw_theta(seen["quantities"], run.theta_file)
         best_record = state["history"][state["best_epoch"] - 1]
