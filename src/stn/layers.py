@@ -341,7 +341,7 @@ def probe(model: keras.Model, name: str = "stn") -> keras.Model:
         raise ValueError(
             f"Expected the layer {name!r} to be a SpatialTransformer. Received: {layer!r}"
         )
-    return keras.Model(model.inputs, _Probe(layer, name="probe")(layer.input))
+    return keras.Model(model.input, _Probe(layer, name="probe")(layer.input))
 
 
 class _Probe(layers.Layer):

@@ -26,6 +26,7 @@ from stn.tool import alignment, data, environment, pictures, plots, report, runs
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
 from stn.tool.evaluation import (
+    background_of,
     distorted_test,
     distortion_of,
     load_split,
@@ -126,6 +127,7 @@ def train(
                 "class_names": list(names),
                 "image_shape": list(shape),
                 "input_shape": list(input_shape),
+                "background": background_of(train_split.images),
                 "train": len(train_split),
                 "validation": len(validation_split),
             },
