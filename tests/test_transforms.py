@@ -76,41 +76,39 @@ def test_identity_returns_the_images(family, align_corners):
 @conventions
 def test_identity_is_the_regular_grid(family, align_corners):
     # What is read depends on the grid alone, so at these sizes one family stands for all.
-    sizes = {2: [(1, 1), (1, 7), (31, 20)], 3: [(1, 4, 1), (7, 12, 31)]}
+    sizes = {2: [(1, 7), (31, 20)], 3: [(1, 12, 31)]}
     for size in sizes[family.dimensions]:
         regular = grids.regular(size, align_corners)[None].astype("float32")
         found = family(identity(family, 1), regular, size=size, align_corners=align_corners)
         np.testing.assert_array_equal(numbers(found), regular, err_msg=str(size))
 
 
-@samplers
 @conventions
-@pytest.mark.parametrize("size", [(1, 7), (9, 6), (3, 1, 4)])
-def test_identity_at_odd_sizes(sampler, align_corners, size):
-    if len(size) == 3 and sampler in ("lanczos3", "antialiased", "linearized"):
-        return  # covered for one size of volumes above
-    images = np.random.default_rng(0).uniform(-1, 1, (2, *size, 2)).astype("float32")
-    for padding in PADDINGS:
+@pytest.mark.parametrize(
+    ("size", "some"),
+    [
+        ((1, 7), SAMPLERS),
+        ((1, 1), ("nearest", "bilinear")),
+        ((3, 1, 4), ("nearest", "bilinear")),
+        ((224, 300), ("nearest", "bilinear")),
+    ],
+)
+def test_identity_at_odd_sizes(some, align_corners, size):
+    images = np.random.default_rng(0).uniform(-1, 1, (1, *size, 2)).astype("float32")
+    params = identity(FAMILIES["affine", len(size)], 1)
+    for sampler, padding in itertools.product(some, PADDINGS):
         options = {"sampler": sampler, "padding": padding, "align_corners": align_corners}
-        params = identity(FAMILIES["affine", len(size)])
-        np.testing.assert_array_equal(warp(images, params, **options), images, err_msg=padding)
-
-
-@conventions
-@pytest.mark.parametrize("sampler", ["nearest", "bilinear", "bicubic"])
-def test_identity_of_large_images(sampler, align_corners):
-    images = np.random.default_rng(0).uniform(-1, 1, (1, 224, 300, 2)).astype("float32")
-    for padding in PADDINGS:
-        options = {"sampler": sampler, "padding": padding, "align_corners": align_corners}
-        params = identity(FAMILIES["affine", 2], 1)
-        np.testing.assert_array_equal(warp(images, params, **options), images, err_msg=padding)
+        found = warp(images, params, **options)
+        np.testing.assert_array_equal(found, images, err_msg=str(options))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "bfloat16", "float32", "float64", "bool"])
 def test_identity_keeps_types_in_both_data_formats(dtype, request):
     if dtype == "float64":
         request.getfixturevalue("float64")
-    cases = [(IMAGES, "bilinear"), (VOLUMES, "bilinear")]
+    cases = [(IMAGES, "bilinear")]
+    if dtype != "float64":
+        cases += [(VOLUMES, "bilinear")]
     if dtype in ("uint8", "bfloat16"):
         cases += [(IMAGES, sampler) for sampler in SAMPLERS]
     for (images, sampler), (data_format, axis) in itertools.product(
@@ -219,13 +217,13 @@ def test_angle_direction_is_documented():
 
 
 @conventions
-@pytest.mark.parametrize("output_size", [(12, 20), (1, 3), (2, 4, 3)])
+@pytest.mark.parametrize("output_size", [(5, 4), (1, 3), (2, 3, 2)])
 def test_output_spans_the_same_region_whatever_its_size(output_size, align_corners):
     # A picture that is linear in the normalized coordinates looks the same at every size.
     n = len(output_size)
     family = FAMILIES["affine", n]
-    ramp = grids.regular((6, 10, 8)[:n], align_corners)[None].astype("float32")
-    params = near_identity(family, 1, scale=0.3)
+    ramp = np.stack([grids.regular((6, 10, 8)[:n], align_corners)] * 2).astype("float32")
+    params = near_identity(family, scale=0.3)
     params[:, :: n + 2] = 0.5  # the diagonal: stays inside the image
     grid = grids.regular(output_size, align_corners)[None].astype("float32")
     expected = numbers(family(params, grid))
@@ -288,9 +286,7 @@ def test_gradients(check_gradient, family):
     check_gradient(from_image, image[..., :1])
 
 
-@over(
-    [FAMILIES[key] for key in [("projective", 2), ("tps", 2), ("diffeomorphic", 2), ("rigid", 3)]]
-)
+@over([FAMILIES[key] for key in [("tps", 2), ("diffeomorphic", 2), ("rigid", 3)]])
 def test_gradient_of_the_points(check_gradient, family):
     points = np.random.default_rng(4).uniform(-1, 1, (12 // family.dimensions, family.dimensions))
     params = np.repeat(near_identity(family, 1).astype("float64"), 40, axis=0)
@@ -484,7 +480,7 @@ def test_a_box_lands_on_the_same_content(name, params, align_corners):
     np.testing.assert_allclose(numbers(there)[0], marked, rtol=0, atol=1.6)
 
 
-@over([FAMILIES[key] for key in [("projective", 2), ("tps", 2), ("flow", 2), ("rigid", 3)]])
+@over([FAMILIES[key] for key in [("projective", 2), ("tps", 2), ("rigid", 3)]])
 def test_a_box_holds_what_was_in_it(family):
     n = family.dimensions
     rng, params = np.random.default_rng(0), near_identity(family, scale=2)
