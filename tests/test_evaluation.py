@@ -409,7 +409,7 @@ def test_straightened_images(trained, folder, tmp_path):
     run = trained.run
     inputs = evaluation._read_inputs([folder / "a.png"], run, leave_out=None, on_error=print)
     ((_, _, image),) = inputs
-    seen = keras.ops.convert_to_numpy(stn.probe(model)([image[None]])["images"])[0]
+    seen = keras.ops.convert_to_numpy(stn.probe(model)(image[None])["images"])[0]
     with Image.open(tmp_path / "out" / "a-3.png") as picture:
         assert (picture.mode, picture.size) == ("L", (14, 14))
         np.testing.assert_allclose(np.asarray(picture), seen[..., 0] * 255, atol=1)

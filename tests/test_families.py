@@ -299,6 +299,15 @@ def test_points_go_there_and_back(family):
         np.testing.assert_allclose(back, points, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["tps", "flow"])
+def test_the_way_back_is_found_from_afar(name):
+    family, points = stn.TRANSFORMS[name], draw_points(2)
+    params = np.resize([1.7, -1.3], family.size) + near_identity(family)
+    there = call(family, params.astype("float32"), points)
+    back = numbers(family.move_back(params.astype("float32"), there))
+    np.testing.assert_allclose(back, points, rtol=0, atol=1e-4)
+
+
 class Constant(stn.Transform):
     """All points go to one: there is no way back."""
 

@@ -86,6 +86,51 @@ def test_affine_grid(dimensions, align_corners):
         compare(f"affine_grid {size}", found, expected.numpy(), 3e-6)
 
 
+@conventions
+@pytest.mark.parametrize("output_size", [(8, 5), (3, 6)])
+def test_affine_warp(output_size, align_corners):
+    """The way of `warp`, which keeps the identity exact, to the same place as PyTorch's."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(7)
+    images = rng.uniform(-1, 1, (1000, 8, 5, 1)).astype("float32")
+    theta = np.eye(2, 3) + 0.4 * rng.normal(size=(1000, 2, 3))
+    grid = torch.nn.functional.affine_grid(
+        torch.tensor(theta.astype("float32")), (1000, 1, *output_size), align_corners
+    )
+    for sampler, padding in itertools.product(("bilinear", "bicubic"), ("zeros", "reflection")):
+        expected = torch.nn.functional.grid_sample(
+            torch.tensor(images).permute(0, 3, 1, 2), grid, sampler, padding, align_corners
+        )
+        found = stn.warp(
+            images,
+            theta.reshape(1000, 6).astype("float32"),
+            output_size=output_size,
+            sampler=sampler,
+            padding=padding,
+            align_corners=align_corners,
+            data_format="channels_last",
+        )
+        found = np.moveaxis(ops.convert_to_numpy(found), -1, 1)
+        compare(f"affine_grid, grid_sample {sampler} {padding}", found, expected, 1e-5)
+
+
+def test_rotations_in_space():
+    rotation = pytest.importorskip("scipy.spatial.transform").Rotation
+    rng = np.random.default_rng(0)
+    family = stn.get_transform("rigid", dimensions=3)
+    first, second = (
+        np.concatenate([rng.normal(0, 1.5, (1000, 3)), np.zeros((1000, 3))], axis=1) for _ in "ab"
+    )
+    first[:100] *= 1e-5  # where the formulas have a limit instead
+    expected = rotation.from_rotvec(first[:, :3])
+    found = ops.convert_to_numpy(family.matrix(first.astype("float32")))[..., :3]
+    compare("Rotation.as_matrix", found, expected.as_matrix(), 3e-6)
+    both = family.compose(first.astype("float32"), second.astype("float32"))
+    found = rotation.from_rotvec(ops.convert_to_numpy(both)[:, :3]).as_matrix()
+    expected = (expected * rotation.from_rotvec(second[:, :3])).as_matrix()
+    compare("Rotation * Rotation", found, expected, 1e-5)
+
+
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("padding", [padding for padding in PADDINGS if padding != "inward"])
 def test_map_coordinates(dimensions, padding):

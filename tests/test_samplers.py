@@ -198,6 +198,29 @@ def test_antialiased_shrinks_volumes_axis_by_axis():
         )
 
 
+def row_of_points(distance):
+    """Points side by side around the middle of a row of 61 pixels."""
+    x = np.arange(-6.5, 7) * distance / 30.5
+    return np.stack([x, 0 * x], axis=-1)[None, None]
+
+
+def test_antialiased_blends_the_levels_around_the_distance():
+    image_module = pytest.importorskip("PIL.Image")
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 61)).astype("float32")
+    picture, sizes = image_module.fromarray(image), (61, 31, 16, 8, 4)
+    levels = [picture.resize((n, 1), image_module.Resampling.BILINEAR) for n in sizes]
+    for distance in (0.7, 1.3, 2, 3, 4.4):
+        lower, share = divmod(max(np.log2(distance), 0), 1)
+        center = 30 + np.arange(-6.5, 7) * distance
+        expected = 0
+        for level, weight in ((int(lower), 1 - share), (int(lower) + 1, share)):
+            at = (center + 0.5) * sizes[level] / 61 - 0.5
+            line = np.asarray(levels[level])[0]
+            expected = expected + weight * np.interp(at, np.arange(sizes[level]), line)
+        found = run(image[None, :, :, None], row_of_points(distance), "antialiased", "border")
+        np.testing.assert_allclose(found[0, 0, :, 0], expected, rtol=0, atol=1e-4)
+
+
 def test_antialiased_does_not_alias():
     stripes = np.tile([0.0, 1.0], 32).astype("float32").reshape(1, 1, 64, 1)
     grey, aliased = [], []
@@ -208,6 +231,16 @@ def test_antialiased_does_not_alias():
         aliased.append(np.ptp(run(stripes, points, "bilinear")))
     np.testing.assert_allclose(grey, 0.5, rtol=0, atol=0.02)
     assert max(aliased) > 0.9
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 12, 31])
+def test_tent_is_that_of_pillow(size):
+    image_module = pytest.importorskip("PIL.Image")
+    picture = image_module.fromarray(np.eye(size, dtype="float32"))
+    for output_size in (1, 2, 5, 6, 11, 31, 40):
+        resized = picture.resize((size, output_size), image_module.Resampling.BILINEAR)
+        found = stn.filters.tent(size, output_size)
+        np.testing.assert_allclose(found, np.asarray(resized), rtol=0, atol=1e-6)
 
 
 def test_antialiased_needs_a_grid():
