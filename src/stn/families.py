@@ -99,6 +99,14 @@ class Transform:
         params, points = self.check_points(params, points)
         return self.move(params, points, size, align_corners)
 
+    def columns(self, params: Any, points: Any, **options: Any) -> list[Any]:
+        """The same as a call, but one tensor for each coordinate: x, y[, z].
+
+        Sampling wants them so; side by side they would have to be taken apart again.
+        """
+        moved = self(params, points, **options)
+        return [moved[..., axis] for axis in range(self.dimensions)]
+
     def move(
         self, params: Any, points: Any, size: tuple[int, ...] | None, align_corners: bool
     ) -> Any:

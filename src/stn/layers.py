@@ -222,12 +222,12 @@ class SpatialTransformer(layers.Layer):
             for i in range(self.heads)
         ]
 
-    def _grid(self, params: Any, size: tuple[int, ...], output_size: tuple[int, ...]) -> Any:
+    def _grid(self, params: Any, size: tuple[int, ...], output_size: tuple[int, ...]) -> list[Any]:
         return transforms.sampling_points(
             params, self.transform, size, output_size, self.align_corners
         )
 
-    def _read(self, images: Any, grid: Any, sampler: str) -> Any:
+    def _read(self, images: Any, grid: list[Any], sampler: str) -> Any:
         return transforms.sample_displaced(
             images,
             grid,
@@ -249,7 +249,9 @@ class SpatialTransformer(layers.Layer):
         ):
             grid = self._grid(params, size, output_size)
             outputs = self._read(images, grid, self.sampler)
-            results.append((outputs, params, grid) if self.return_params else outputs)
+            results.append(
+                (outputs, params, ops.stack(grid, axis=-1)) if self.return_params else outputs
+            )
         return results if self.heads > 1 else results[0]
 
     def _output_sizes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -365,7 +367,7 @@ class _Probe(layers.Layer):
         result = {
             "images": [layer._read(images, grid, layer.sampler) for grid in grids_],
             "params": found,
-            "grid": grids_,
+            "grid": [ops.stack(grid, axis=-1) for grid in grids_],
             "inverse": [
                 layer.transform.move_back(
                     params, regular, size=size, align_corners=layer.align_corners

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from stn import filters, grids
+from stn import bilinear, filters, grids
 
 SAMPLERS = ("nearest", "bilinear", "bicubic", "lanczos3", "antialiased", "linearized")
 PADDINGS = ("zeros", "border", "reflection", "circular", "constant", "inward")
@@ -165,12 +165,28 @@ def _read(
 ) -> Any:
     """Read `(batch, ..., channels)` at pixel coordinates, one tensor per axis."""
     size = values.shape[1:-1]
+    if sampler == "bilinear" and (fill or padding == "border") and bilinear.suits(values, at):
+        return _read_bilinear(values, at, fill)
     taps = [
         _taps(coordinate, n, sampler, padding, align_corners)
         for coordinate, n in zip(at, size, strict=True)
     ]
     pixels = ops.reshape(values, (-1, values.shape[-1]))
     return _gather(pixels, _rows(values, at[0], math.prod(size)), taps, size, fill)
+
+
+def _read_bilinear(values: Any, at: list[Any], fill: Any) -> Any:
+    """The same as `_read`, the fast way."""
+    if fill is None:
+        # At the last pixel the border begins: no slope there.
+        at = [
+            ops.where(c >= n - 1, n - 1.0, clip(c, 0.0, n - 1.0))
+            for c, n in zip(at, values.shape[1:-1], strict=True)
+        ]
+    if not any(fill or ()):
+        return bilinear.read(values, at)
+    outside = 1.0 - bilinear.cover(at, values.shape[1:-1])
+    return bilinear.read(values, at) + outside * ops.convert_to_tensor(fill, values.dtype)
 
 
 def _rows(values: Any, like: Any, pixels: int) -> Any:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from stn import deformations, grids, matrices, samplers
+from stn import bilinear, deformations, grids, matrices, samplers
 from stn.families import Transform
 
 FAMILIES: dict[tuple[str, int], Transform] = {
@@ -232,7 +232,7 @@ def sampling_points(
     size: tuple[int, ...],
     output_size: tuple[int, ...],
     align_corners: bool,
-) -> Any:
+) -> list[Any]:
     """The sampling grid: where in the input each output pixel is read.
 
     Args:
@@ -243,14 +243,14 @@ def sampling_points(
         align_corners: Corner convention, see `stn.grids`.
 
     Returns:
-        Normalized points `(batch, *output_size, len(size))`.
+        Normalized coordinates, one tensor `(batch, *output_size)` each: x, y[, z].
     """
     dtype = keras.backend.standardize_dtype(params.dtype)
     regular = grids.regular(output_size, align_corners)[None].astype(dtype)
-    return transform(params, regular, size=size, align_corners=align_corners)
+    return transform.columns(params, regular, size=size, align_corners=align_corners)
 
 
-def sample_displaced(images: Any, points: Any, *, align_corners: bool, **options: Any) -> Any:
+def sample_displaced(images: Any, points: list[Any], *, align_corners: bool, **options: Any) -> Any:
     """Read images at a sampling grid, exactly where the grid is the regular one.
 
     Going from normalized to pixel coordinates rounds. Here only the displacement from the regular
@@ -259,20 +259,37 @@ def sample_displaced(images: Any, points: Any, *, align_corners: bool, **options
 
     Args:
         images: Tensor, as in `stn.sample`.
-        points: `(batch, height, width, 2)`, or the like for volumes, from `sampling_points`.
+        points: The coordinates of a grid, from `sampling_points`.
         align_corners: Corner convention, see `stn.grids`.
         **options: The other keywords of `stn.sample`, all of them.
     """
     size = samplers.image_size(images, options["data_format"])
-    dtype = keras.backend.standardize_dtype(points.dtype)
-    regular = grids.regular(tuple(points.shape[1:-1]), align_corners)
-    displacement = points - ops.convert_to_tensor(regular, dtype)
-    coordinates = [
-        displacement[..., axis] * grids.half_extent(length, align_corners)
-        + ops.convert_to_tensor(grids.to_pixel(regular[..., axis], length, align_corners), dtype)
-        for axis, length in enumerate(reversed(size))
-    ]
-    return samplers.sample_pixels(images, coordinates, align_corners=align_corners, **options)
+    dtype = keras.backend.standardize_dtype(points[0].dtype)
+    regular = grids.regular(tuple(points[0].shape[1:]), align_corners)
+
+    def pixels(points: list[Any], regular: Any) -> list[Any]:
+        coordinates = []
+        for axis, (coordinate, length) in enumerate(zip(points, reversed(size), strict=True)):
+            still = regular[..., axis]
+            displacement = coordinate - ops.convert_to_tensor(still, dtype)
+            pixel = ops.convert_to_tensor(grids.to_pixel(still, length, align_corners), dtype)
+            coordinates.append(displacement * grids.half_extent(length, align_corners) + pixel)
+        return coordinates
+
+    if options["sampler"] == "bilinear" and options["padding"] in ("zeros", "border", "reflection"):
+        ends = regular.reshape(-1, len(size))[[0, -1]]
+        result = bilinear.read_natively(
+            samplers.to_channels_last(images, options["data_format"]),
+            points,
+            lambda points: pixels(points, ends),
+            options["padding"],
+            align_corners,
+        )
+        if result is not None:
+            return samplers.from_channels_last(result, options["data_format"])
+    return samplers.sample_pixels(
+        images, pixels(points, regular), align_corners=align_corners, **options
+    )
 
 
 def transform_points(

@@ -1,0 +1,142 @@
+"""The fast ways of reading bilinearly, against the reference implementation of all samplers."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import stn
+from stn import bilinear, samplers
+
+BACKEND = keras.backend.backend()
+SHAPES = [((3, 5, 4, 2), (11,)), ((2, 6, 7, 1), (6, 4)), ((2, 4, 3, 5, 3), (4, 5))]
+PADDINGS = {"zeros": 0.0, "border": None, "constant": 2.0}
+EDGES = [-1, 0, 1, 2, 0.5, -0.5, 1e30, np.inf, -np.inf]
+xla_only = pytest.mark.skipif(BACKEND == "torch", reason="PyTorch reads by a kernel of its own")
+
+
+def draw(shape, points, seed=0):
+    """Images, a coordinate for each axis, and what follows the result."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=shape).astype("float32")
+    at = [rng.uniform(-3, n + 2, (shape[0], *points)).astype("float32") for n in shape[1:-1]]
+    for coordinate, n in zip(at, shape[1:-1], strict=True):
+        coordinate.reshape(-1)[: len(EDGES)] = EDGES
+        coordinate.reshape(-1)[len(EDGES) : len(EDGES) + 2] = [n - 1, n - 1.5]
+    return images, at, rng.normal(size=(shape[0], *points, shape[-1])).astype("float32")
+
+
+def results(gradient, images, at, weights, padding, wrap=lambda function: function):
+    """What is read, and its gradients to the images and to each coordinate."""
+    fill = PADDINGS[padding]
+    fill = None if fill is None else (fill,) * images.shape[-1]
+
+    def read(*tensors):
+        return samplers._read(tensors[0], list(tensors[1:]), "bilinear", padding, fill, False)
+
+    tensors = [ops.convert_to_tensor(tensor) for tensor in (images, *at)]
+    found = [ops.convert_to_numpy(wrap(read)(*tensors))]
+    for i, value in enumerate((images, *at)):
+
+        def scalar(value, i=i):
+            return ops.sum(wrap(read)(*tensors[:i], value, *tensors[i + 1 :]) * weights)
+
+        found.append(gradient(scalar, value))
+    return found
+
+
+def compiled(function):
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function)  # not by XLA: the fast way compiles itself
+    import jax
+
+    return jax.jit(function)
+
+
+@xla_only
+@pytest.mark.parametrize("wrap", [lambda function: function, compiled], ids=["eager", "compiled"])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("shape, points", SHAPES)
+def test_values_and_gradients_of_the_reference(shape, points, padding, wrap, gradient, monkeypatch):
+    drawn = draw(shape, points)
+    assert bilinear.suits(*(ops.convert_to_tensor(drawn[0]), drawn[1]))
+    found = results(gradient, *drawn, padding, wrap)
+    monkeypatch.setattr(bilinear, "suits", lambda *_: False)
+    expected = results(gradient, *drawn, padding)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=5e-6)
+
+
+@xla_only
+def test_in_parts_it_is_the_same(gradient, monkeypatch):
+    drawn = draw((7, 6, 5, 3), (8,))
+    whole = results(gradient, *drawn, "zeros")
+    monkeypatch.setattr(bilinear, "PART", 40)
+    assert len(bilinear._parts(drawn[-1])) == 5
+    for one, other in zip(results(gradient, *drawn, "zeros"), whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
+
+
+@xla_only
+def test_nan_reads_nan_and_harms_no_other(gradient):
+    images, at, weights = draw((2, 6, 7, 1), (6, 4))
+    expected = results(gradient, images, at, weights, "zeros")
+    at[0][1, 2, 3] = np.nan
+    weights[1, 2, 3] = 0  # the gradient to the image is NaN otherwise, as it should be
+    found = results(gradient, images, at, weights, "zeros")
+    assert np.isnan(found[0][1, 2, 3]).all()
+    at[0][1, 2, 3] = 0
+    np.testing.assert_array_equal(found[0][0], expected[0][0])
+    np.testing.assert_array_equal(found[1][0], expected[1][0])
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX can say what it keeps")
+def test_nothing_is_kept_but_the_points():
+    """No tensor of points times neighbors times channels waits for the gradient."""
+    import jax
+
+    images = np.zeros((4, 16, 16, 8), "float32")
+    params = np.tile(np.eye(2, 3, dtype="float32").reshape(1, 6), (4, 1))
+    _, back = jax.vjp(stn.warp, images, params)
+    kept = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(back))
+    assert kept < 2 * images.nbytes
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch has such a kernel")
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("size", [(6, 7), (4, 3, 5)])
+def test_pytorchs_own_kernel(size, padding, align_corners, gradient, monkeypatch):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3, *size, 2)).astype("float32")
+    family = stn.get_transform("affine", dimensions=len(size))
+    params = (family.identity + 0.3 * rng.normal(size=(3, family.size))).astype("float32")
+    weights = rng.normal(size=images.shape).astype("float32")
+    calls, read_natively = [], bilinear.read_natively
+
+    def watched(*arguments):
+        calls.append(read_natively(*arguments) is not None)
+        return read_natively(*arguments)
+
+    def both(images, params):
+        def scalar(images, params):
+            options = {"padding": padding, "align_corners": align_corners}
+            return ops.sum(stn.warp(images, params, family, **options) * ops.array(weights))
+
+        return [
+            gradient(lambda value: scalar(value, ops.convert_to_tensor(params)), images),
+            gradient(lambda value: scalar(ops.convert_to_tensor(images), value), params),
+        ]
+
+    monkeypatch.setattr(bilinear, "read_natively", watched)
+    found = both(images, params)
+    assert calls and all(calls)
+    still = params.copy()
+    still[1] = family.identity  # one image at the identity: all are read in the exact way
+    both(images, still)
+    assert not calls[-1]
+    monkeypatch.setattr(bilinear, "read_natively", lambda *_: None)
+    for one, other in zip(found, both(images, params), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
