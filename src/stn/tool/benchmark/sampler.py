@@ -1,0 +1,166 @@
+"""Warping images: the time of a call beside others', and beside the least that memory allows."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stn.tool.benchmark import PEERS, Options, contenders, hardware, timing
+from stn.tool.benchmark.contenders import PASSES, Case, Contender, UnavailableError
+from stn.tool.progress import Progress
+
+SHAPES = ((1024, 28, 28, 1), (256, 60, 60, 1), (32, 224, 224, 3), (64, 28, 28, 64))
+"""Images of the shapes that are measured: `(batch, height, width, channels)`."""
+
+_QUICK_SHAPES = ((4, 6, 7, 1),)
+_QUICK_ROUNDS, _ROUNDS = 3, 15
+
+
+def measure(options: Options, progress: Progress) -> dict[str, Any]:
+    """Every shape and pass, everybody against everybody.
+
+    Returns:
+        `cases`, one record each, and `missing`: why a peer takes no part at all.
+    """
+    missing = {
+        name: f"no module {PEERS[name]!r} is installed"
+        for name in options.peers
+        if importlib.util.find_spec(PEERS[name]) is None
+    }
+    present = [name for name in options.peers if name not in missing]
+    rounds = options.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)
+    size, seconds = (2**20, 0.01) if options.quick else (2**28, 1.0)
+    bandwidth = timing.copy_bandwidth(size, hardware.cores(), seconds=seconds)
+    cases = []
+    for shape in options.shapes or (_QUICK_SHAPES if options.quick else SHAPES):
+        for way in PASSES:
+            with progress.step(f"{'x'.join(map(str, shape))} {way}"):
+                case = Case.draw(shape, way)
+                cases.append(
+                    measure_case(
+                        case, present, bandwidth=bandwidth, rounds=rounds, quick=options.quick
+                    )
+                )
+    return {"rounds": rounds, "cases": cases, "missing": missing}
+
+
+def measure_case(
+    case: Case, peers: Sequence[str], *, bandwidth: float, rounds: int, quick: bool = False
+) -> dict[str, Any]:
+    """One case: who agrees with us takes part, and takes turns with us."""
+    _forget_compiled()
+    able: dict[tuple[str, str], Contender] = {}
+    left_out = []
+    for name, maker in {"stn": contenders.ours, **_makers(peers)}.items():
+        for variant, make in maker(case).items():
+            try:
+                able[name, variant] = make()
+                able[name, variant].call()
+            except Exception as error:
+                able.pop((name, variant), None)
+                left_out.append(_left_out(name, variant, error))
+    mine = next((one for (name, _), one in able.items() if name == "stn"), None)
+    if mine is None:
+        raise RuntimeError(f"Nothing of ours runs: {left_out}")
+    truth = mine.results()
+    errors = {}
+    for key in list(able):
+        contender = able[key]
+        try:
+            errors[key] = check(contender, truth)
+        except UnavailableError as error:
+            del able[key]
+            left_out.append(_left_out(*key, error))
+    calls = {"/".join(key): one.call for key, one in able.items()}
+    seconds = timing.interleave(calls, rounds=rounds, least=1e-4 if quick else 0.02)
+
+    floor = case.moved / bandwidth
+    like_this = timing.copy_bandwidth(
+        case.moved // 2, hardware.cores(), seconds=0.01 if quick else 0.2
+    )
+    entries = []
+    for name, variant in able:
+        spread = timing.spread(seconds[f"{name}/{variant}"])
+        entries.append(
+            {
+                "name": name,
+                "variant": variant,
+                "seconds": spread,
+                "share_of_floor": floor / spread["median"],
+                "largest_errors": errors[name, variant],
+            }
+        )
+    best = {}
+    for entry in sorted(entries, key=lambda entry: entry["seconds"]["median"]):
+        best.setdefault(entry["name"], entry["variant"])
+    ratios = {
+        name: {"ours": best["stn"], "theirs": variant}
+        | timing.ratio(seconds[f"stn/{best['stn']}"], seconds[f"{name}/{variant}"])
+        for name, variant in best.items()
+        if name != "stn"
+    }
+    return {
+        "shape": list(case.images.shape),
+        "pass": case.way,
+        "contenders": entries,
+        "ratios": ratios,
+        "left_out": left_out,
+        "floor": {
+            "seconds": floor,
+            "bytes": case.moved,
+            "copied_per_second": bandwidth,
+            "seconds_in_cache": case.moved / like_this,
+        },
+    }
+
+
+def check(contender: Contender, truth: list[np.ndarray]) -> dict[str, float]:
+    """Compare what a contender computes with ours.
+
+    Between two pixels, where the gradient of the parameters jumps, rounding decides on which side
+    of the jump one is. So of that gradient it is the mean square error that must be small.
+
+    Returns:
+        The largest error of the result, and those of the gradients as shares of the largest value.
+
+    Raises:
+        UnavailableError: If it computes something else.
+    """
+    found, expected = contender.results(), contender.expect(truth)
+    errors = {}
+    for name, one, other in zip(("result", "params", "images"), found, expected, strict=False):
+        if one.shape != other.shape:
+            raise UnavailableError(f"Its {name} is of shape {one.shape}, ours {other.shape}")
+        difference, limit = np.abs(one.astype("float64") - other), contender.tolerance
+        scale = 1.0 if name == "result" else max(float(np.abs(other).max()), 1e-30)
+        errors[name] = error = float(difference.max()) / scale
+        if name == "params":
+            limit = 1e-2
+            error = float(np.linalg.norm(difference) / max(np.linalg.norm(other), 1e-30))
+        if not error <= limit:
+            raise UnavailableError(
+                f"It computes something else: {name} off by {error:.2g}, where {limit:g} would do"
+            )
+    return errors
+
+
+def _makers(peers: Sequence[str]) -> dict[str, Any]:
+    return {name: contenders.MAKERS[name] for name in peers if name in contenders.MAKERS}
+
+
+def _left_out(name: str, variant: str, error: Exception) -> dict[str, str]:
+    reason = " ".join(str(error).split())[:300]
+    if not isinstance(error, UnavailableError):
+        reason = f"{type(error).__name__}: {reason}"
+    return {"name": name, "variant": variant, "reason": reason}
+
+
+def _forget_compiled() -> None:
+    """What was compiled for other cases: PyTorch gives up after eight."""
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].compiler.reset()
