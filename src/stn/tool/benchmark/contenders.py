@@ -100,12 +100,16 @@ class Contender:
             as they are wanted.
         expect: What `results` should be, given ours.
         tolerance: Largest error of the result; 1e-3 for all that compute in float32.
+        count: How many of its parameters have a gradient worth comparing; None for all.
+        planned: Where the compiler says so, the bytes it takes on an accelerator.
     """
 
     call: Callable[[], Any]
     results: Callable[[], list[np.ndarray]]
     expect: Callable[[list[np.ndarray]], list[np.ndarray]] = field(default=list)
     tolerance: float = 1e-3
+    count: int | None = None
+    planned: Callable[[], int] | None = None
 
 
 Variants = dict[str, Callable[[], Contender]]
@@ -160,7 +164,13 @@ def _with_jax(
     def call() -> Any:
         return jax.block_until_ready(function(*inputs))
 
-    return Contender(call, lambda: [np.asarray(value) for value in call()], **options)
+    def planned() -> int:
+        memory: Any = function.lower(*inputs).compile().memory_analysis()
+        return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+    return Contender(
+        call, lambda: [np.asarray(value) for value in call()], planned=planned, **options
+    )
 
 
 def _with_tensorflow(
@@ -261,4 +271,113 @@ def torch_native(case: Case) -> Variants:
     }
 
 
-MAKERS: dict[str, Callable[[Case], Variants]] = {"torch": torch_native}
+def kornia(case: Case) -> Variants:
+    """Its `warp_affine`, from matrices in pixels, from image to result."""
+    from kornia.geometry.transform import warp_affine
+
+    size = case.images.shape[1:3]
+    back = case.pixel_matrices()
+    params = np.linalg.inv(back)[:, :2].astype("float32")
+
+    def warp(images: Any, params: Any) -> Any:
+        return warp_affine(images, params, size)
+
+    def expect(truth: list[np.ndarray]) -> list[np.ndarray]:
+        # Of the inverse B of A, the change is -B dA B.
+        def convert(gradient: np.ndarray) -> np.ndarray:
+            whole = np.zeros((len(gradient), 3, 3))
+            whole[:, :2] = case.pixel_gradients(gradient)
+            turned = back.transpose(0, 2, 1)
+            return -(turned @ whole @ turned)[:, :2]
+
+        return [truth[0], *map(convert, truth[1:2]), *truth[2:]]
+
+    options = {"channels_first": True, "expect": expect}
+    return {
+        "eager": functools.partial(_with_torch, warp, case, params, False, **options),
+        "torch.compile": functools.partial(_with_torch, warp, case, params, True, **options),
+    }
+
+
+def keras_native(case: Case) -> Variants:
+    """`keras.ops.image.affine_transform` on the same backend as ours."""
+    params = np.zeros((len(case.params), 8), "float32")
+    params[:, :6] = case.pixel_matrices()[:, :2].reshape(-1, 6)
+
+    def warp(images: Any, params: Any) -> Any:
+        # On PyTorch it changes what it is given.
+        return keras.ops.image.affine_transform(images, 1 * params, data_format="channels_last")
+
+    def expect(truth: list[np.ndarray]) -> list[np.ndarray]:
+        def convert(gradient: np.ndarray) -> np.ndarray:
+            return case.pixel_gradients(gradient).reshape(-1, 6)
+
+        return [truth[0], *map(convert, truth[1:2]), *truth[2:]]
+
+    variants = _on_backend(warp, case, params, expect=expect, count=6)
+    # It loops over the images of a batch there; what torch.compile makes of it takes minutes.
+    variants.pop("torch.compile", None)
+    return variants
+
+
+def opencv(case: Case) -> Variants:
+    """A loop over the images, each by `cv2.warpAffine`."""
+    import cv2
+
+    matrices = case.pixel_matrices()[:, :2]
+    size = case.images.shape[2], case.images.shape[1]
+
+    def call() -> Any:
+        results = np.empty_like(case.images)
+        for image, matrix, result in zip(case.images, matrices, results, strict=True):
+            found = cv2.warpAffine(
+                image, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            )
+            result[:] = found.reshape(result.shape)
+        return results
+
+    # Some versions round to 1/32 of a pixel: on noise in [0, 1] that is up to so much.
+    return {"loop": functools.partial(_forward_only, call, case, "OpenCV", tolerance=2 / 32)}
+
+
+def scipy(case: Case) -> Variants:
+    """A loop over images and channels, each by `scipy.ndimage.affine_transform`."""
+    from scipy import ndimage
+
+    matrices = case.pixel_matrices()
+    flip = np.eye(3)[[1, 0, 2]]  # its coordinates are (row, column)
+    matrices = flip @ matrices @ flip
+
+    def call() -> Any:
+        results = np.empty_like(case.images)
+        for image, matrix, result in zip(case.images, matrices, results, strict=True):
+            for channel in range(image.shape[-1]):
+                ndimage.affine_transform(
+                    image[..., channel],
+                    matrix,
+                    order=1,
+                    mode="grid-constant",
+                    output=result[..., channel],
+                )
+        return results
+
+    return {"loop": functools.partial(_forward_only, call, case, "SciPy")}
+
+
+def _forward_only(
+    call: Callable[[], Any], case: Case, title: str, *, tolerance: float = 1e-3
+) -> Contender:
+    if case.way != "forward":
+        raise UnavailableError(f"{title} has no gradients")
+    return Contender(call, lambda: [call()], tolerance=tolerance)
+
+
+MAKERS: dict[str, Callable[[Case], Variants]] = {
+    "stn": ours,
+    "torch": torch_native,
+    "kornia": kornia,
+    "keras": keras_native,
+    "opencv": opencv,
+    "scipy": scipy,
+}
+"""Everybody: from a case to variants."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from stn.tool.benchmark import PEERS, Options, contenders, hardware, timing
+from stn.tool.benchmark import PEERS, Options, contenders, hardware, memory, timing
 from stn.tool.benchmark.contenders import PASSES, Case, Contender, UnavailableError
 from stn.tool.progress import Progress
 
@@ -54,11 +55,14 @@ def measure_case(
     _forget_compiled()
     able: dict[tuple[str, str], Contender] = {}
     left_out = []
-    for name, maker in {"stn": contenders.ours, **_makers(peers)}.items():
-        for variant, make in maker(case).items():
+    for name in ("stn", *peers):
+        for variant, make in contenders.MAKERS[name](case).items():
             try:
-                able[name, variant] = make()
-                able[name, variant].call()
+                with warnings.catch_warnings():
+                    # torch.compile looks into our cached functions, and says so every time.
+                    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru")
+                    able[name, variant] = make()
+                    able[name, variant].call()
             except Exception as error:
                 able.pop((name, variant), None)
                 left_out.append(_left_out(name, variant, error))
@@ -96,6 +100,11 @@ def measure_case(
     best = {}
     for entry in sorted(entries, key=lambda entry: entry["seconds"]["median"]):
         best.setdefault(entry["name"], entry["variant"])
+    if case.way != "forward":
+        for entry in entries:
+            name, variant = entry["name"], entry["variant"]
+            if name in ("stn", "torch") and best[name] == variant:
+                entry["memory"] = memory.measure(case.images.shape, case.way, name, variant)
     ratios = {
         name: {"ours": best["stn"], "theirs": variant}
         | timing.ratio(seconds[f"stn/{best['stn']}"], seconds[f"{name}/{variant}"])
@@ -130,6 +139,8 @@ def check(contender: Contender, truth: list[np.ndarray]) -> dict[str, float]:
         UnavailableError: If it computes something else.
     """
     found, expected = contender.results(), contender.expect(truth)
+    if contender.count is not None:
+        found[1:2] = [gradient[:, : contender.count] for gradient in found[1:2]]
     errors = {}
     for name, one, other in zip(("result", "params", "images"), found, expected, strict=False):
         if one.shape != other.shape:
@@ -145,10 +156,6 @@ def check(contender: Contender, truth: list[np.ndarray]) -> dict[str, float]:
                 f"It computes something else: {name} off by {error:.2g}, where {limit:g} would do"
             )
     return errors
-
-
-def _makers(peers: Sequence[str]) -> dict[str, Any]:
-    return {name: contenders.MAKERS[name] for name in peers if name in contenders.MAKERS}
 
 
 def _left_out(name: str, variant: str, error: Exception) -> dict[str, str]:
