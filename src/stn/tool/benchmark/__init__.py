@@ -16,7 +16,7 @@ from stn.tool.config import UserError
 FORMAT = 1
 """Version of the records."""
 
-_MODULES = {"sampler": "sampler"}
+_MODULES = {"sampler": "sampler", "train": "steps", "predict": "stream", "import": "startup"}
 TOPICS = tuple(_MODULES)
 """What can be measured."""
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+_LEAST = 48 * 2**20  # bytes of images; what compiling takes must be small beside them
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -24,33 +24,41 @@ def resident(field: str = "VmRSS") -> int | None:
 
 
 def measure(shape: tuple[int, ...], way: str, name: str, variant: str) -> dict[str, Any]:
-    """The peak of one call of a contender, beyond what is there before it.
+    """The peak of one call of a contender, beyond the inputs.
 
-    The result, the gradients and everything in between count; the inputs do not.
+    The result, the gradients and everything in between count. What a process has had it may keep
+    (TensorFlow does), so it is the first call that counts, with all that compiling takes. That is
+    the same for twice as many images: two processes, and the difference between them.
 
     Args:
-        shape: Of the images.
+        shape: Of the images; there will be more of them in a batch.
         way: One of `contenders.PASSES`.
         name: Of the contender.
         variant: Of the contender.
 
     Returns:
-        `bytes`, and `times`, that as a multiple of the bytes of images and result; or both None,
-        with a `reason`.
+        `times`, the peak as a multiple of the bytes of images and result; or None, with a `reason`.
     """
+    single = 4 * math.prod(shape[1:])
+    few = math.ceil(_LEAST / single)
+    peaks = []
+    for count in (few, 2 * few):
+        peak, reason = _start([[count, *shape[1:]], way, name, variant])
+        if reason:
+            return {"times": None, "reason": reason}
+        peaks.append(peak)
+    return {"times": (peaks[1] - peaks[0]) / (2 * few * single), "reason": None}
+
+
+def _start(arguments: Any) -> tuple[int, str | None]:
     import keras
 
-    # Large blocks go back to the system as soon as they are free; otherwise what the calls before
-    # the one that is measured have left would serve it, and it would seem to take nothing.
-    quick_to_return = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    # Large blocks go back to the system as soon as they are free.
+    thrifty = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    code = "from stn.tool.benchmark import memory; memory.main()"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from stn.tool.benchmark import memory; memory.main()",
-            json.dumps([shape, way, name, variant]),
-        ],
-        env=os.environ | quick_to_return | {"KERAS_BACKEND": keras.backend.backend()},
+        [sys.executable, "-c", code, json.dumps(arguments)],
+        env=os.environ | thrifty | {"KERAS_BACKEND": keras.backend.backend()},
         capture_output=True,
         text=True,
         check=False,
@@ -59,7 +67,7 @@ def measure(shape: tuple[int, ...], way: str, name: str, variant: str) -> dict[s
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip() or "no output").splitlines()[-1]
-        return {"bytes": None, "times": None, "reason": f"exit code {done.returncode}: {last}"}
+        return 0, f"exit code {done.returncode}: {last}"
 
 
 def main() -> None:
@@ -68,15 +76,10 @@ def main() -> None:
 
     shape, way, name, variant = json.loads(sys.argv[1])
     case = contenders.Case.draw(shape, way)
-    contender = contenders.MAKERS[name](case)[variant]()
-    contender.call()
-    contender.call()
     try:
-        found = {"bytes": _peak(contender), "reason": None}
-        found["times"] = found["bytes"] / case.nbytes
+        print(json.dumps([_peak(contenders.MAKERS[name](case)[variant]()), None]))
     except (OSError, NotImplementedError) as error:
-        found = {"bytes": None, "times": None, "reason": str(error)}
-    print(json.dumps(found))
+        print(json.dumps([0, str(error)]))
 
 
 def _peak(contender: Any) -> int:
@@ -86,16 +89,12 @@ def _peak(contender: Any) -> int:
         return _peak_of_device(contender)
     if resident() is None:
         raise NotImplementedError("Only Linux tells the peak of a process from some time on")
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
     before = resident() or 0
     _RESET.write_text("5", encoding="utf-8")
     results = contender.call()
     peak = resident("VmHWM") or 0
     del results
-    return max(0, peak - before)
+    return peak - before
 
 
 def _peak_of_device(contender: Any) -> int:

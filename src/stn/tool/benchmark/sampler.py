@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,12 @@ from stn.tool.progress import Progress
 SHAPES = ((1024, 28, 28, 1), (256, 60, 60, 1), (32, 224, 224, 3), (64, 28, 28, 64))
 """Images of the shapes that are measured: `(batch, height, width, channels)`."""
 
+_GROWTH = {
+    "pixels": tuple((64, size, size, 3) for size in (28, 56, 112, 224)),
+    "channels": tuple((64, 28, 28, channels) for channels in (4, 16, 64, 256)),
+    "images": tuple((count, 28, 28, 1) for count in (256, 1024, 4096, 16384)),
+}
+_QUICK_GROWTH = {"pixels": ((2, 4, 4, 1), (2, 8, 8, 1))}
 _QUICK_SHAPES = ((4, 6, 7, 1),)
 _QUICK_ROUNDS, _ROUNDS = 3, 15
 
@@ -45,7 +52,9 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
                         case, present, bandwidth=bandwidth, rounds=rounds, quick=options.quick
                     )
                 )
-    return {"rounds": rounds, "cases": cases, "missing": missing}
+    with progress.step("Growth"):
+        growth = _measure_growth(rounds=rounds, quick=options.quick) if not options.shapes else []
+    return {"rounds": rounds, "cases": cases, "growth": growth, "missing": missing}
 
 
 def measure_case(
@@ -100,7 +109,7 @@ def measure_case(
     best = {}
     for entry in sorted(entries, key=lambda entry: entry["seconds"]["median"]):
         best.setdefault(entry["name"], entry["variant"])
-    if case.way != "forward":
+    if case.way != "forward" and not quick:
         for entry in entries:
             name, variant = entry["name"], entry["variant"]
             if name in ("stn", "torch") and best[name] == variant:
@@ -124,6 +133,33 @@ def measure_case(
             "seconds_in_cache": case.moved / like_this,
         },
     }
+
+
+def _measure_growth(*, rounds: int, quick: bool) -> list[dict[str, Any]]:
+    """Our time for more and more pixels, channels and images; `power` is 1 where it is linear."""
+    found = []
+    for over, shapes in (_QUICK_GROWTH if quick else _GROWTH).items():
+        for way in ("forward", "both"):
+            _forget_compiled()
+            calls: dict[str, Callable[[], Any]] = {}
+            for shape in shapes:
+                # The first variant is the one that is compiled, or native.
+                make = next(iter(contenders.ours(Case.draw(shape, way)).values()))
+                calls["x".join(map(str, shape))] = make().call
+            seconds = timing.interleave(calls, rounds=rounds, least=1e-4 if quick else 0.02)
+            medians = [timing.spread(values)["median"] for values in seconds.values()]
+            values = [math.prod(shape) for shape in shapes]
+            power = np.polyfit(np.log(values), np.log(medians), 1)[0]
+            found.append(
+                {
+                    "over": over,
+                    "pass": way,
+                    "shapes": [list(shape) for shape in shapes],
+                    "seconds": medians,
+                    "power": float(power),
+                }
+            )
+    return found
 
 
 def check(contender: Contender, truth: list[np.ndarray]) -> dict[str, float]:

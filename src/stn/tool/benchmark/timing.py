@@ -36,30 +36,53 @@ def interleave(
     Returns:
         For each call its seconds in each round.
     """
-    repeats, slow = {}, {}
+    blocks = {}
     for name, call in calls.items():
         call()
         begun = clock()
         call()
-        once = clock() - begun
-        slow[name] = once > _SLOW
-        repeats[name] = min(1000, math.ceil(least / max(once, 1e-9)))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
+        once = max(clock() - begun, 1e-9)
+        repeats = min(1000, math.ceil(least / once))
+
+        def block(
+            call: Callable[[], Any] = call, repeats: int = repeats, slow: bool = once > _SLOW
+        ) -> float:
+            if not slow:
+                call()  # the caches, and threads that wait for work, are still the neighbor's
+            begun = clock()
+            for _ in range(repeats):
+                call()
+            return (clock() - begun) / repeats
+
+        blocks[name] = block
+    return take_turns(blocks, rounds=rounds, warm=False)
+
+
+def take_turns(
+    blocks: Mapping[str, Callable[[], float]], *, rounds: int, warm: bool = True
+) -> dict[str, list[float]]:
+    """Run blocks, each of which says how many seconds it took, by turns.
+
+    Args:
+        blocks: What to run.
+        rounds: How many turns each one has.
+        warm: Run each once before, and forget that.
+
+    Returns:
+        For each block its seconds in each round.
+    """
+    if warm:
+        for block in blocks.values():
+            block()
+    seconds: dict[str, list[float]] = {name: [] for name in blocks}
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         for turn in range(rounds):
             gc.collect()
             # Forward and backward by turns, so that nobody always follows the same neighbor.
-            for name in names if turn % 2 == 0 else reversed(names):
-                call = calls[name]
-                if not slow[name]:
-                    call()  # the caches, and threads that wait for work, are still the neighbor's
-                begun = clock()
-                for _ in range(repeats[name]):
-                    call()
-                seconds[name].append((clock() - begun) / repeats[name])
+            for name in list(blocks)[:: 1 if turn % 2 == 0 else -1]:
+                seconds[name].append(blocks[name]())
     finally:
         if was_enabled:
             gc.enable()
