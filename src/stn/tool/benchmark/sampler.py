@@ -67,6 +67,8 @@ def measure_case(
     for name in ("stn", *peers):
         for variant, make in contenders.MAKERS[name](case).items():
             try:
+                if quick and variant == "torch.compile":
+                    raise UnavailableError("It compiles for longer than --quick may take")
                 with warnings.catch_warnings():
                     # torch.compile looks into our cached functions, and says so every time.
                     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru")

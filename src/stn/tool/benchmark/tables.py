@@ -75,7 +75,7 @@ def _sampler(record: dict[str, Any]) -> Iterator[Table | str]:
             head = ["", ""]
         table.add_section()
     yield table
-    for reason, where in _left_out(record["cases"]).items():
+    for reason, where in left_out(record["cases"]).items():
         yield f"left out: {reason} ({', '.join(where)})"
 
     if record["growth"]:
@@ -100,7 +100,7 @@ def times(ratio: dict[str, Any]) -> str:
     return f"[bold]{ratio['median']:.2f}[/] [dim]{ratio['low']:.2f} - {ratio['high']:.2f}[/]"
 
 
-def _left_out(cases: list[dict[str, Any]]) -> dict[str, list[str]]:
+def left_out(cases: list[dict[str, Any]]) -> dict[str, list[str]]:
     """The reasons why some were left out, each with all cases it is true of."""
     found: dict[str, list[str]] = {}
     for case in cases:
@@ -140,7 +140,7 @@ def _train(record: dict[str, Any]) -> Iterator[Table | str]:
         f"{value:.2%} of {name}" for name, value in record["monitor"]["shares"].items()
     )
     yield f"monitor: {duration(record['monitor']['seconds']['median'])} an epoch, {shares}"
-    yield _first_step(record)
+    yield first_step(record)
 
 
 def share(spread: dict[str, float]) -> str:
@@ -148,7 +148,8 @@ def share(spread: dict[str, float]) -> str:
     return f"{spread['median']:.1%} ({spread['low']:.1%} to {spread['high']:.1%})"
 
 
-def _first_step(record: dict[str, Any]) -> str:
+def first_step(record: dict[str, Any]) -> str:
+    """One line about the first training step."""
     parts = {name: duration(spread["median"]) for name, spread in record["first_step"].items()}
     total = parts.pop("total")
     text = ", ".join(f"{name} {value}" for name, value in parts.items())
@@ -184,7 +185,7 @@ def _import(record: dict[str, Any]) -> Iterator[Table | str]:
             duration(both["processor_seconds"]["median"]),
         )
     yield table
-    yield _first_step(record)
+    yield first_step(record)
 
 
 _TABLES = {"sampler": _sampler, "train": _train, "predict": _predict, "import": _import}
