@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from stn.tool import environment
+from stn.tool.benchmark import timing
 
 _DISTRIBUTIONS = {
     "torch": ("torch",),
@@ -60,6 +61,39 @@ def device_name() -> str:
 
     gpu = tf.config.list_physical_devices("GPU")
     return tf.config.experimental.get_device_details(gpu[0])["device_name"] if gpu else "?"
+
+
+def device_bandwidth(size: int) -> float | None:
+    """Bytes read and written a second when the accelerator copies `size` bytes.
+
+    None where there is no accelerator, or on a backend for which this is not written.
+    """
+    if not environment.has_accelerator():
+        return None
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        source = jax.numpy.zeros(size // 4, "float32")
+        add = jax.jit(lambda values: values + 1)  # a bare copy might be compiled to nothing
+
+        def copy() -> None:
+            jax.block_until_ready(add(source))
+    elif backend == "torch":
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        source = torch.zeros(size // 4, device="cuda")
+        target = torch.empty_like(source)
+
+        def copy() -> None:
+            target.copy_(source)
+            torch.cuda.synchronize()
+    else:
+        return None
+    seconds = timing.interleave({"copy": copy}, rounds=10)["copy"]
+    return 2 * size / min(seconds)
 
 
 def version(peer: str) -> str | None:

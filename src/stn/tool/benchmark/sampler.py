@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from stn.tool import environment
 from stn.tool.benchmark import PEERS, Options, contenders, hardware, memory, timing
 from stn.tool.benchmark.contenders import PASSES, Case, Contender, UnavailableError
 from stn.tool.progress import Progress
 
 SHAPES = ((1024, 28, 28, 1), (256, 60, 60, 1), (32, 224, 224, 3), (64, 28, 28, 64))
 """Images of the shapes that are measured: `(batch, height, width, channels)`."""
+_FILLING = 32  # times as many images fill an accelerator
 
 _GROWTH = {
     "pixels": tuple((64, size, size, 3) for size in (28, 56, 112, 224)),
@@ -41,9 +43,14 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
     present = [name for name in options.peers if name not in missing]
     rounds = options.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)
     size, seconds = (2**20, 0.01) if options.quick else (2**28, 1.0)
-    bandwidth = timing.copy_bandwidth(size, hardware.cores(), seconds=seconds)
+    bandwidth = hardware.device_bandwidth(4 * size) or timing.copy_bandwidth(
+        size, hardware.cores(), seconds=seconds
+    )
+    shapes = SHAPES
+    if environment.has_accelerator():
+        shapes += tuple((_FILLING * count, *rest) for count, *rest in SHAPES)
     cases = []
-    for shape in options.shapes or (_QUICK_SHAPES if options.quick else SHAPES):
+    for shape in options.shapes or (_QUICK_SHAPES if options.quick else shapes):
         for way in PASSES:
             with progress.step(f"{'x'.join(map(str, shape))} {way}"):
                 case = Case.draw(shape, way)
@@ -93,9 +100,11 @@ def measure_case(
     seconds = timing.interleave(calls, rounds=rounds, least=1e-4 if quick else 0.02)
 
     floor = case.moved / bandwidth
-    like_this = timing.copy_bandwidth(
-        case.moved // 2, hardware.cores(), seconds=0.01 if quick else 0.2
-    )
+    cached = None
+    if not environment.has_accelerator():
+        cached = case.moved / timing.copy_bandwidth(
+            case.moved // 2, hardware.cores(), seconds=0.01 if quick else 0.2
+        )
     entries = []
     for name, variant in able:
         spread = timing.spread(seconds[f"{name}/{variant}"])
@@ -132,7 +141,7 @@ def measure_case(
             "seconds": floor,
             "bytes": case.moved,
             "copied_per_second": bandwidth,
-            "seconds_in_cache": case.moved / like_this,
+            "seconds_in_cache": cached,
         },
     }
 
