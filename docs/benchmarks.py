@@ -62,6 +62,8 @@ def render(records):
             "",
             *RENDERERS[topic](name, record),
         ]
+        if warning := tables.busy(record):
+            lines += ["", f"**{warning}.**"]
         missing = record["missing"]
         lines += [f"\n{who} is missing: {reason}." for who, reason in missing.items()]
     return "\n".join(lines) + "\n"

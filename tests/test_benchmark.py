@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def test_interval_holds_the_median_as_often_as_it_says():
 
 
 def test_spread_is_median_and_quartiles():
-    assert timing.spread([5, 1, 2, 4, 3]) == {"median": 3, "low": 2, "high": 4}
+    found = timing.spread([5, 1, 2, 4, 3])
+    assert found == {"median": 3, "low": 2, "high": 4, "fastest": 1}
 
 
 def test_interleave_takes_turns_and_leaves_out_the_warm_up():
@@ -68,6 +70,34 @@ def test_interleave_takes_turns_and_leaves_out_the_warm_up():
     assert seconds == {"a": [0.25, 0.25], "b": [1.0, 1.0]}
     # Twice before; then what is fast one more time before it is timed, and often enough.
     assert "".join(order) == "aabb" + "aaab" + "baaa"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells what others take")
+def test_neighbors_are_others_and_not_we():
+    import subprocess
+    import time
+
+    def spin(seconds):
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    alone = timing.Neighbors()
+    spin(0.5)
+    before = alone.share()
+    code = "import time\nwhile time.process_time() < 30: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
+    try:
+        time.sleep(0.3)
+        beside = timing.Neighbors()
+        time.sleep(1)
+        share = beside.share()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert 0 <= before <= 1
+    assert min(4, os.cpu_count()) / os.cpu_count() * 0.7 < share <= 1
 
 
 def test_copy_bandwidth_is_plausible():
@@ -121,6 +151,7 @@ def test_a_peer_with_wrong_numbers_is_not_compared(monkeypatch, case):
     found = sampler.measure_case(forward, ["scipy"], bandwidth=1e9, rounds=2, quick=True)
     assert "scipy" not in found["ratios"]
     assert {entry["name"] for entry in found["contenders"]} == {"stn"}
+    assert found["neighbors"] is None or 0 <= found["neighbors"] <= 1
     (reason,) = [one["reason"] for one in found["left_out"] if one["name"] == "scipy"]
     assert "computes something else" in reason
 
@@ -399,6 +430,7 @@ def test_page_quotes_numbers_of_the_record(page):
             }
         ],
         "growth": [],
+        "neighbors": 0.31,
         "missing": {"kornia": "no module 'kornia' is installed"},
     }
     text = page.render([("some-jax-sampler", record)])
@@ -409,3 +441,6 @@ def test_page_quotes_numbers_of_the_record(page):
     )
     assert "- torch, torch.compile: no compiler (8x4x4x1 theta)" in text
     assert "kornia is missing: no module 'kornia' is installed." in text
+    assert "**Other processes took up to 31% of the processor" in text
+    record["neighbors"] = None
+    assert "Other processes" not in page.render([("some-jax-sampler", record)])

@@ -61,7 +61,14 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
                 )
     with progress.step("Growth"):
         growth = _measure_growth(rounds=rounds, quick=options.quick) if not options.shapes else []
-    return {"rounds": rounds, "cases": cases, "growth": growth, "missing": missing}
+    taken = [case["neighbors"] for case in cases if case["neighbors"] is not None]
+    return {
+        "rounds": rounds,
+        "cases": cases,
+        "growth": growth,
+        "neighbors": max(taken, default=None),
+        "missing": missing,
+    }
 
 
 def measure_case(
@@ -97,7 +104,9 @@ def measure_case(
             del able[key]
             left_out.append(_left_out(*key, error))
     calls = {"/".join(key): one.call for key, one in able.items()}
+    neighbors = timing.Neighbors()
     seconds = timing.interleave(calls, rounds=rounds, least=1e-4 if quick else 0.02)
+    taken = neighbors.share()
 
     floor = case.moved / bandwidth
     cached = None
@@ -137,6 +146,7 @@ def measure_case(
         "contenders": entries,
         "ratios": ratios,
         "left_out": left_out,
+        "neighbors": taken,
         "floor": {
             "seconds": floor,
             "bytes": case.moved,

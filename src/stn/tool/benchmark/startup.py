@@ -43,6 +43,7 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
     Returns:
         `starts`, wall-clock and processor seconds of each, and `first_step`.
     """
+    neighbors = timing.Neighbors()
     rounds = options.rounds or (1 if options.quick else 7)
     with progress.step(f"Starting, {rounds} times each"):
         starts: dict[str, dict[str, list[float]]] = {
@@ -62,6 +63,7 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
             for name, both in starts.items()
         },
         "first_step": first,
+        "neighbors": neighbors.share(),
         "missing": {},
     }
 

@@ -50,8 +50,10 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
             missing[BASELINE] = (
                 "It is written for TensorFlow, and Keras runs on " + keras.backend.backend()
             )
+    neighbors = timing.Neighbors()
     with progress.step(f"Training, {rounds} times {steps} steps of each"):
         seconds = timing.take_turns(blocks, rounds=rounds)
+    taken = neighbors.share()
     found = {
         name: {
             "seconds": timing.spread(values),
@@ -92,6 +94,7 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
         },
         "first_step": first,
         "distortions": distorted,
+        "neighbors": taken,
         "missing": missing,
     }
 

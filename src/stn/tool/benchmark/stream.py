@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from stn.tool import environment, evaluation, runs, training
-from stn.tool.benchmark import Options, memory
+from stn.tool.benchmark import Options, memory, timing
 from stn.tool.config import Config
 from stn.tool.progress import Progress
 
@@ -32,6 +32,7 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
         seconds since the mark before, and the memory there; `rates`, the slowest and the fastest
         images a second between two marks; and how much the memory has `grown` since the first.
     """
+    neighbors = timing.Neighbors()
     marks = _QUICK_MARKS if options.quick else _MARKS
     with tempfile.TemporaryDirectory() as folder:
         run, files = _make(Path(folder))
@@ -41,7 +42,11 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
         model = evaluation.load_model(run, None)
     with progress.step(f"The model alone, {marks[-1]:,} images"):
         alone = _follow(_probabilities(model), marks)
-    return {"streams": {"predict": predicted, "model": alone}, "missing": {}}
+    return {
+        "streams": {"predict": predicted, "model": alone},
+        "neighbors": neighbors.share(),
+        "missing": {},
+    }
 
 
 def _make(folder: Path) -> tuple[runs.Run, list[str]]:

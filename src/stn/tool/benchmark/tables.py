@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_BUSY = 0.05
+
 
 def show(record: dict[str, Any], console: Console) -> None:
     """Print a record."""
@@ -22,14 +24,26 @@ def show(record: dict[str, Any], console: Console) -> None:
             console.print(part)
         else:
             console.print(part, markup=False, highlight=False)
-    for name, reason in record.get("missing", {}).items():
+    for name, reason in record["missing"].items():
         console.print(f"{name} is missing: {reason}", markup=False, highlight=False)
+    if warning := busy(record):
+        console.print(f"[bold yellow]{warning}[/]", highlight=False)
 
 
 def hardware(where: dict[str, Any]) -> str:
     """One line about where something was measured."""
     device = "" if where["device"] == "cpu" else f"{where['device']}, "
     return f"{device}{where['threads']} cores of {where['cpu']}"
+
+
+def busy(record: dict[str, Any]) -> str:
+    """What to say if other processes were at work meanwhile; nothing if they were not."""
+    if (record["neighbors"] or 0) < _BUSY:
+        return ""
+    return (
+        f"Other processes took up to {record['neighbors']:.0%} of the processor meanwhile. That "
+        "slows some libraries down more than others: these ratios are not fair"
+    )
 
 
 def duration(seconds: float | None) -> str:

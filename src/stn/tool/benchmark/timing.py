@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,10 +91,46 @@ def take_turns(
     return seconds
 
 
+class Neighbors:
+    """What other processes take of the processor from now on.
+
+    Turns make ratios immune to what slows everybody down alike. But a library whose threads wait
+    for each other, as PyTorch's do, is slowed down far more by a neighbor than one whose threads do
+    not: with neighbors there is no fair comparison.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    def share(self) -> float | None:
+        """Their share of the time of all cores since the beginning; None where Linux is not."""
+        now = self._read()
+        if now is None or self._before is None:
+            return None
+        others, total = (b - a for a, b in zip(self._before, now, strict=True))
+        return max(0.0, others / total) if total > 0 else 0.0
+
+    def _read(self) -> tuple[float, float] | None:
+        """Seconds that others worked, and all seconds there were, on all cores together."""
+        try:
+            line = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0]
+        except OSError:
+            return None
+        user, nice, system, idle, waiting, *rest = (int(text) for text in line.split()[1:9])
+        busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+        own = sum(os.times()[:4])
+        return busy - own, busy + (idle + waiting) / os.sysconf("SC_CLK_TCK")
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The median and the quartiles."""
-    low, median, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(median), "low": float(low), "high": float(high)}
+    """The median, the quartiles, and the fastest."""
+    fastest, low, median, high = np.percentile(values, [0, 25, 50, 75])
+    return {
+        "median": float(median),
+        "low": float(low),
+        "high": float(high),
+        "fastest": float(fastest),
+    }
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
@@ -101,6 +139,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     Returns:
         `median`, and `low` and `high`, within which the true median lies with `confidence`: the
         order statistics that have at least 95 %, or all there is if the rounds are too few.
+        `of_fastest` is the ratio of the fastest turns.
     """
     paired = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     count = len(paired)
@@ -117,6 +156,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
         "low": paired[left_out],
         "high": paired[count - 1 - left_out],
         "confidence": max(0.0, 1 - 2 * outside),
+        "of_fastest": min(ours) / min(theirs),
     }
 
 
