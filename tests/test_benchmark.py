@@ -290,6 +290,22 @@ def test_predict(command, tmp_path):
         assert 0 < stream["rates"]["low"] <= stream["rates"]["high"]
 
 
+def test_baseline_is_the_network_of_the_tutorials():
+    """As large as our `reference`, of which it differs in the sampler only."""
+    import keras
+
+    import stn
+    from stn.tool.benchmark import steps
+
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("is written for TensorFlow")
+    model = steps.tutorial_model()
+    assert model.count_params() == stn.classifier("reference").count_params()
+    images = np.random.default_rng(0).random((2, 28, 28, 1), "float32")
+    found = keras.ops.convert_to_numpy(model(images))
+    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_train(command, tmp_path):
     import keras
@@ -385,6 +401,8 @@ def test_page_is_what_the_records_give(page):
     for name, record in records:
         assert record["format"] == benchmark.FORMAT, name
         assert not record["quick"], f"{name} was made with --quick"
+        if record.get("growth"):
+            assert (DOCS / "images" / f"benchmarks-{name}.png").exists()
         assert name.endswith(f"-{record['environment']['backend']}-{record['topic']}")
 
 

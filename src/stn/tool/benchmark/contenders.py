@@ -182,6 +182,8 @@ def _with_tensorflow(
 ) -> Contender:
     import tensorflow as tf
 
+    tf.get_logger().setLevel("ERROR")  # it finds that every case is traced anew
+
     @tf.function(jit_compile=compiled)
     def function(images: Any, params: Any, upstream: Any) -> Any:
         if case.way == "forward":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -216,7 +217,8 @@ def check(contender: Contender, truth: list[np.ndarray]) -> dict[str, float]:
 
 
 def _left_out(name: str, variant: str, error: Exception) -> dict[str, str]:
-    reason = " ".join(str(error).split())[:300]
+    # TensorFlow names a graph by a number that is another one each time.
+    reason = re.sub(r"__inference_\w+(\[[^]]*\])?", "", " ".join(str(error).split()))[:200]
     if not isinstance(error, UnavailableError):
         reason = f"{type(error).__name__}: {reason}"
     return {"name": name, "variant": variant, "reason": reason}
