@@ -346,12 +346,12 @@ def test_import(command, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells the peak")
 def test_memory_of_a_call():
-    """PyTorch's forward pass makes a grid of two numbers a pixel, and a result: 3 of 2."""
+    """`affine_grid` makes two numbers a pixel from three; image and result have one each."""
     from stn.tool.benchmark import memory
 
     pytest.importorskip("torch")
     found = memory.measure((1, 64, 64, 1), "forward", "torch", "eager")
-    assert found["times"] == pytest.approx(1.5, rel=0.15)
+    assert found["times"] == pytest.approx(2.5, rel=0.1)
     found = memory.measure((1, 64, 64, 1), "forward", "torch", "nobody")
     assert found["times"] is None
     assert "nobody" in found["reason"]
