@@ -86,7 +86,15 @@ def test_library_is_complete():
 
 
 @pytest.mark.parametrize(
-    "module", ["__init__", "tool/__init__", "tool/cli", "tool/config", "tool/runs"]
+    "module",
+    [
+        "__init__",
+        "tool/__init__",
+        "tool/cli",
+        "tool/config",
+        "tool/runs",
+        "tool/benchmark/__init__",
+    ],
 )
 def test_light_modules_import_nothing_heavy(module):
     names = {name.split(".")[0] for name in imported(nodes_at_import(parse(f"{module}.py")))}

@@ -461,6 +461,53 @@ def report(run: RunFolder) -> None:
 
 
 @app.command()
+def bench(
+    topic: Annotated[
+        str, typer.Argument(metavar="[sampler|train|predict|import]", help="What to measure.")
+    ] = "sampler",
+    against: Annotated[
+        str | None,
+        typer.Option(help="Whom to compare with, some of torch,kornia,keras,opencv,scipy; all."),
+    ] = None,
+    json_: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout and nothing else."),
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Keras backend.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Turns each one has.")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="sampler: images of this shape only, such as 64x28x28x3; repeatable."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny shapes, to see that it works; no real numbers.")
+    ] = False,
+) -> None:
+    """Measure speed and memory here, beside other libraries that are installed.
+
+    All run in one process and take turns; what is compared has been checked to agree.
+    """
+    from rich.console import Console
+
+    from stn.tool import benchmark
+    from stn.tool.progress import Progress
+
+    options = benchmark.Options.of(topic, against, shape, rounds=rounds, quick=quick)
+    # JAX would take most of the memory of an accelerator, and leave none to others.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    _start_backend(backend)
+    record = benchmark.measure(options, Progress())
+    if json_ is not None and str(json_) == "-":
+        typer.echo(json.dumps(record))
+        return
+    from stn.tool.benchmark import tables
+
+    if json_ is not None:
+        runs.write_json(json_, record)
+    tables.show(record, Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True))
+
+
+@app.command()
 def recipes(json_: Json = False) -> None:
     """List the recipes."""
     found = config.recipes()

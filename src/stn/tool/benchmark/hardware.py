@@ -1,0 +1,106 @@
+"""On what, and with whom, something was measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from stn.tool import environment
+from stn.tool.benchmark import timing
+
+_DISTRIBUTIONS = {
+    "torch": ("torch",),
+    "kornia": ("kornia",),
+    "keras": ("keras",),
+    "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
+    "scipy": ("scipy",),
+}
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe(topic: str, against: Iterable[str]) -> dict[str, Any]:
+    """Hardware, versions, threads, date and command."""
+    found = environment.describe()
+    del found["format"]
+    return found | {
+        "device": device_name(),
+        "threads": cores(),
+        "load": [round(value, 2) for value in os.getloadavg()],
+        "peers": {name: version(name) for name in against},
+        "command": shlex.join(["stn", *sys.argv[1:]])
+        if sys.argv[0].endswith("stn")
+        else f"stn bench {topic}",
+    }
+
+
+def device_name() -> str:
+    """What the maker calls the accelerator; "cpu" if there is none."""
+    if not environment.has_accelerator():
+        return "cpu"
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "mps"
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.devices()[0].device_kind
+    import tensorflow as tf
+
+    gpu = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(gpu[0])["device_name"] if gpu else "?"
+
+
+def device_bandwidth(size: int) -> float | None:
+    """Bytes read and written a second when the accelerator copies `size` bytes.
+
+    None where there is no accelerator, or on a backend for which this is not written.
+    """
+    if not environment.has_accelerator():
+        return None
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        source = jax.numpy.zeros(size // 4, "float32")
+        add = jax.jit(lambda values: values + 1)  # a bare copy might be compiled to nothing
+
+        def copy() -> None:
+            jax.block_until_ready(add(source))
+    elif backend == "torch":
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        source = torch.zeros(size // 4, device="cuda")
+        target = torch.empty_like(source)
+
+        def copy() -> None:
+            target.copy_(source)
+            torch.cuda.synchronize()
+    else:
+        return None
+    seconds = timing.interleave({"copy": copy}, rounds=10)["copy"]
+    return 2 * size / min(seconds)
+
+
+def version(peer: str) -> str | None:
+    """The installed version of a peer; None if it is missing."""
+    for name in _DISTRIBUTIONS[peer]:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
