@@ -94,7 +94,7 @@ def weights(run):
 def test_run_has_every_file(trained):
     run = trained.run
     files = [file for name, file in vars(run).items() if name.endswith("_file")]
-    assert len(files) == 15
+    assert len(files) == 16
     assert [file.name for file in files if not file.stat().st_size] == []
     expected = {*files, *(run.frame_file(epoch) for epoch in range(5))}
     assert {path for path in run.path.rglob("*") if path.is_file()} == expected

@@ -145,6 +145,25 @@ class Config(pydantic.BaseModel):
             lines.append(f"{text}  # {field.description}")
         return "\n".join(lines) + "\n"
 
+    def to_command(self) -> list[str]:
+        """The words of a command that trains exactly this; what its recipe says is left out.
+
+        Example:
+            >>> Config(epochs=3, deterministic=True).to_command()
+            ['stn', 'train', '--epochs', '3', '--deterministic']
+        """
+        words = ["stn", "train"]
+        usual = type(self)(recipe=self.recipe).model_dump() | {"recipe": "default"}
+        for key, value in self.model_dump().items():
+            if value is None or value == usual[key]:
+                continue
+            option = key.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                words += [f"--{option}", str(value)]
+        return words
+
     def replace(self, **values: Any) -> Config:
         """A copy with other values, validated."""
         return type(self)(**{**self.model_dump(), **values})

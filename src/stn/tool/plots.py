@@ -13,6 +13,7 @@ import numpy as np
 from stn.tool import runs
 
 BLUE = "#1f5fae"
+LINES = (BLUE, "#b93c0a", "#14783a", "#7a3fa0", "#8893a3", "#a8730a")
 
 
 def draw_curves(history: list[dict[str, Any]], path: Any, *, best_epoch: int | None) -> None:
@@ -128,6 +129,33 @@ def curves_bytes(history: list[dict[str, Any]], best_epoch: int | None) -> bytes
             columnspacing=1.4,
         )
     return _png(figure)
+
+
+def comparison_bytes(histories: Sequence[list[dict[str, Any]]], names: Sequence[str]) -> bytes:
+    """The PNG of the validation accuracy of several runs over the epochs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = Figure(figsize=(9, 4), dpi=200, facecolor="white")
+    panel = figure.subplots()
+    panel.set_title("Validation accuracy", loc="left", fontsize=12, fontweight="bold", pad=10)
+    for i, (history, name) in enumerate(zip(histories, names, strict=True)):
+        found = [(r.get("epoch", e + 1), r.get("val_accuracy")) for e, r in enumerate(history)]
+        found = [(epoch, value) for epoch, value in found if is_number(value)]
+        if found:
+            style = "-" if i < 6 else "--"
+            color = LINES[i % len(LINES)]
+            panel.plot(
+                *zip(*found, strict=True), style, color=color, marker="o", ms=3.5, label=name
+            )
+    panel.set_xlabel("epoch")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    panel.grid(axis="y", color="#e6e9ed")
+    panel.spines[["top", "right"]].set_visible(False)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _png(figure, bbox_inches="tight", pad_inches=0.15)
 
 
 def draw_theta(quantities: dict[str, Any], path: Any) -> None:

@@ -43,6 +43,7 @@ class Run:
         self.confusion_file = self.path / "confusion.png"
         self.averages_file = self.path / "averages.png"  # of each class, before and after
         self.theta_file = self.path / "theta.png"  # how images are turned, zoomed, moved
+        self.wall_file = self.path / "wall.npz"  # test images, and what it makes of them
         self.report_file = self.path / "report.html"
 
     def __repr__(self) -> str:

@@ -22,7 +22,19 @@ import keras
 import numpy as np
 
 from stn import models
-from stn.tool import alignment, data, environment, pictures, plots, report, runs
+from stn.tool import (
+    alignment,
+    data,
+    environment,
+    examples,
+    films,
+    pictures,
+    plots,
+    report,
+    runs,
+    sweeps,
+    walls,
+)
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
 from stn.tool.evaluation import (
@@ -186,8 +198,11 @@ def train(
     with progress.step("Testing the best model, drawing the report"):
         test = _load_test(config, shape, run)
         test_images = distorted_test(config, test)
-        results = score(predict_probabilities(model, test_images), test.labels, names)
-        straightened = {}
+        probabilities = predict_probabilities(model, test_images)
+        results = score(probabilities, test.labels, names)
+        probe = examples.Probe(model, config.transform)
+        walls.hang(run, probe, test_images, test.labels, probabilities, seed=config.seed)
+        straightened, turned = {}, None
         if config.transform != "none":
             seen = alignment.survey(model, test_images, test.labels, len(names))
             straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
@@ -195,6 +210,7 @@ def train(
                 averages = seen["inputs"].means(), seen["outputs"].means()
                 pictures.draw_averages(*averages, names).save(temporary)
             plots.draw_theta(seen["quantities"], run.theta_file)
+            turned = sweeps.turns_left_over(model, config, test.images)
         best_record = state["history"][state["best_epoch"] - 1]
         runs.write_json(
             run.metrics_file,
@@ -213,6 +229,7 @@ def train(
                     "accuracy": best_record["accuracy"],
                 },
                 "congealing": straightened,
+                "alignment": turned,
                 "best_epoch": state["best_epoch"],
                 "epochs": len(state["history"]),
                 "stopped_early": _out_of_patience(config, state),
@@ -222,7 +239,7 @@ def train(
             },
         )
         for film in (run.film_file, run.webp_file):
-            pictures.write_film(run.frames(), film)
+            films.write_film(run.frames(), film)
         plots.draw_curves(state["history"], run.curves_file, best_epoch=state["best_epoch"])
         plots.draw_confusion(results["confusion"], names, run.confusion_file)
         report.write_report(run)
