@@ -60,8 +60,8 @@ def render(
     Args:
         run: As there, opened.
         control: As there.
-        watched: An address that tells the state of the run: the page looks there every other
-            second, and loads itself again when the answer has changed.
+        watched: The state of the run, as a server calls it that has the page at `/` and answers
+            `/state` with it: the page loads itself again when that has changed.
     """
     if control is not None:
         control = control if isinstance(control, runs.Run) else runs.Run.open(control)

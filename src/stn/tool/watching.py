@@ -80,9 +80,9 @@ class _Server(ThreadingHTTPServer):
             state = self.state()
             if self.page[0] != state:
                 if self.run.config_file.exists() and self.run.environment_file.exists():
-                    text = report.render(self.run, watched=STATE)
+                    text = report.render(self.run, watched=state)
                 else:
-                    text = pages.render("waiting.html", {"watched": STATE})
+                    text = pages.render("waiting.html", {"watched": state})
                 self.page = state, text.encode()
             return self.page[1]
 
