@@ -104,6 +104,9 @@ class Config(pydantic.BaseModel):
     deterministic: bool = Field(
         False, description="Bit-for-bit repeatable computation, at some cost in speed."
     )
+    tensorboard: bool = Field(
+        False, description="Write numbers and pictures for TensorBoard too, into the run folder."
+    )
     backend: Literal["tensorflow", "jax", "torch"] | None = Field(
         None, description="Keras backend; KERAS_BACKEND or the Keras setting if unset."
     )

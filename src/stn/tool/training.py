@@ -35,6 +35,7 @@ from stn.tool import (
     sweeps,
     walls,
 )
+from stn.tool.board import Board
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
 from stn.tool.evaluation import (
@@ -92,6 +93,7 @@ def train(
         _check_resumable(run, config)
     else:
         _check_free(run, overwrite)
+    board = Board(run, wanted=config.tensorboard)
 
     # Data. The test images are loaded at the end, when everything has been decided.
     with progress.step(f"Reading {config.data}"):
@@ -145,6 +147,7 @@ def train(
             },
         )
         monitor.draw(0)
+        board.add(0, {}, run.frame_file(0))
         _save(run, model, state, best)
     progress.say(summary)
     progress.say(_plan(config, len(names), train_split, validation_split, run))
@@ -188,9 +191,12 @@ def train(
             _save_model(run, model)
         state["seconds"] += time.perf_counter() - started
         monitor.draw(epoch)
+        board.add(epoch, record, run.frame_file(epoch))
         _save(run, model, state, best)
         runs.write_json(run.history_file, state["history"])
         progress.epoch_done(record, best=state["best_epoch"] == epoch)
+
+    board.close()
 
     # The best weights, tested once.
     model.set_weights(best)
