@@ -362,6 +362,19 @@ def test_curves(history, tmp_path):
     assert not leftovers(tmp_path)
 
 
+def test_histograms_of_what_does_not_change_are_one_bar(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    keys = ("angle", "zoom_x", "zoom_y", "shear", "right", "down")
+    same = dict.fromkeys(keys, 1 + 1e-8 * np.random.default_rng(0).normal(size=500))
+    plots.draw_theta(same | {"angle": np.linspace(-90, 90, 500)}, tmp_path / "theta.png")
+    turned, *others = drawn[0].axes
+    assert turned.get_xlim()[1] > 80
+    for panel in others:
+        assert sum(bar.get_height() > 0 for bar in panel.patches) == 1
+        assert panel.get_xlim()[1] - panel.get_xlim()[0] > 0.9
+
+
 @pytest.mark.parametrize("k", [1, 2, 10, 62, 100])
 def test_confusion(k, tmp_path):
     names = [f"${i}_é" for i in range(k)] if k != 62 else string.digits + string.ascii_letters

@@ -59,7 +59,9 @@ class Config(pydantic.BaseModel):
         0.1, gt=0, lt=1, description="Share of the training images held out for validation."
     )
 
-    model: Literal["compact", "reference"] = Field("compact", description="Architecture.")
+    model: Literal["compact", "reference", "template"] = Field(
+        "compact", description="Architecture."
+    )
     transform: Literal[
         "translation",
         "rotation",

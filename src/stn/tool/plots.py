@@ -191,7 +191,7 @@ def draw_theta(quantities: dict[str, Any], path: Any) -> None:
         low, high = np.quantile(values, [0.002, 0.998])
         if high - low < 1e-3:
             low, high = low - 0.5, high + 0.5
-        panel.hist(np.clip(values, low, high), bins=40, color=BLUE)
+        panel.hist(np.clip(values, low, high), bins=41, range=(low, high), color=BLUE)
         panel.axvline(1.0 if "zoom" in key else 0.0, color="#8893a3", linestyle=":")
     figure.tight_layout()
     with runs.atomic(path) as temporary:
