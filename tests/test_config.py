@@ -319,7 +319,8 @@ def test_command_trains_the_same_again():
         found = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "stn.train", lambda config, *args, _found=found, **kw: _found.append(config)
+                "stn.train",
+                lambda config, *args, _found=found, **kw: _found.append(config) or config,
             )
             patch.setattr("stn.tool.cli._start_backend", lambda name: None)
             patch.setattr("stn.tool.cli._print_results", lambda *args: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import gc
 import io
 import json
 import os
@@ -183,12 +184,18 @@ def _train(
 
     progress = Progress()
     _start_backend(wanted.backend)
+    run = None
     try:
         with _watched(out, port, progress) if watch else contextlib.nullcontext():
             run = stn.train(
                 wanted, out, resume=resume is not None, overwrite=overwrite, progress=progress
             )
     except KeyboardInterrupt:
+        pass
+    if run is None:
+        # TensorFlow's iterators are in the frames of the exception: they would be ended after the
+        # interpreter, and complain.
+        gc.collect()
         if runs.Run(out).config_file.exists():
             _fail(f"Interrupted. Go on with: stn train --resume {out}", 130)
         _fail("Interrupted before anything was written", 130)
