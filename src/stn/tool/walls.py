@@ -105,7 +105,9 @@ def cards(run: runs.Run, *, worst: bool) -> list[dict[str, Any]]:
                 "guess": str(names[found["guesses"][i]]),
                 "right": bool(found["labels"][i] == found["guesses"][i]),
                 "percent": f"{found['probabilities'][i]:.0%}",
-                "words": str(found["words"][i]) if "words" in found else "",
+                "words": str(found["words"][i]).replace(" %", "\u00a0%")
+                if "words" in found
+                else "",
             }
         )
     return shown
