@@ -214,7 +214,7 @@ def draw_sweep(results: dict[str, Any], path: Any) -> None:
     aligned = any("alignment_error" in run["points"][0] for run in results["runs"])
     figure = Figure(figsize=(9 if aligned else 5, 3.7), dpi=200, facecolor="white")
     panels = figure.subplots(1, 1 + aligned, squeeze=False)[0]
-    titles = ("Accuracy", f"Left after the transformer ({results['error_unit']})")
+    titles = ("Accuracy", f"Left over ({results['error_unit']})")
     for panel, key, title in zip(panels, ("accuracy", "alignment_error"), titles, strict=False):
         panel.set_title(title, loc="left", fontsize=12, fontweight="bold", color="#1c2026", pad=10)
         for run, color in zip(results["runs"], (BLUE, "#8893a3"), strict=False):
