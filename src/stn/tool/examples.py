@@ -31,7 +31,7 @@ class Seen:
     params: np.ndarray | None = None
     straight: np.ndarray | None = None
     outlines: np.ndarray | None = None
-    lines: Sequence[np.ndarray] = ()
+    lines: Sequence[np.ndarray] = dataclasses.field(default_factory=list)
     about: Sequence[Mapping[str, float]] = ()
 
 
@@ -72,7 +72,7 @@ class Probe:
             found["params"],
             found["straight"],
             grids.outline(found["grid"], size),
-            _inner_lines(found["grid"], size) if mesh or self._bends else (),
+            _inner_lines(found["grid"], size) if mesh or self._bends else [],
             alignment.describe(found["grid"], size),
         )
 
