@@ -82,6 +82,8 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
     summary = run.summary_file
     film, film_note = _film_picture(run)
     sweeps = [runs.read_json(file) for file in sorted(run.path.glob("sweep-*.json"))]
+    # Those first that a transformer can take back.
+    sweeps.sort(key=lambda sweep: sweep.get("error_unit") is None)
     beside = _control(control, sweeps)
     return {
         "name": run.path.resolve().name,
