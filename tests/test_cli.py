@@ -14,7 +14,7 @@ from PIL import Image
 
 import stn
 from conftest import draw_shapes, write_idx
-from stn.tool import cli, runs
+from stn.tool import cli, printing, runs
 from stn.tool.config import BACKENDS
 
 
@@ -44,7 +44,7 @@ def test_version(command):
 def test_help_names_every_verb_and_every_key(command):
     code, out, _ = command("--help")
     assert code == 0
-    for verb in ("train", "evaluate", "predict", "report", "recipes", "data"):
+    for verb in ("train", "evaluate", "predict", "inspect", "compare", "report", "recipes", "data"):
         assert verb in out
     code, out, _ = command("train", "--help")
     assert code == 0
@@ -137,6 +137,10 @@ def test_train_with_file_and_flags_over_an_old_run(command, pictures, tmp_path):
     assert "epoch   1  loss" in err
     assert "test accuracy" in err
     run = stn.Run.open(run.path)
+    code, out, err = command("train", "--resume", run.path, "--json", "--watch")
+    assert code == 0, err
+    assert json.loads(out) == {"run": str(run.path), **run.metrics}
+    assert "Watch it at http://127.0.0.1:" in err
     found = run.config
     assert (found.epochs, found.batch_size, found.transform) == (1, 8, "none")
     assert found.distort == "none"  # that of folders
@@ -297,7 +301,7 @@ def test_predict_patterns_and_standard_input(command, trained, scans, monkeypatc
 
 
 def test_predict_prints_long_tables_in_parts(command, trained, scans, monkeypatch):
-    monkeypatch.setattr(cli, "_TABLE_ROWS", 4)
+    monkeypatch.setattr(printing, "_TABLE_ROWS", 4)
     code, out, err = command("predict", trained.run.path, *[scans / "a.png"] * 10)
     assert (code, err) == (0, "")
     assert out.count("probability") == 3
@@ -328,6 +332,79 @@ def test_report(command, trained, tmp_path):
     run.report_file.unlink()
     assert command("report", run.path) == (0, f"{run.report_file}\n", "")
     assert run.report_file.exists()
+
+
+def test_report_beside_a_control(command, trained, tmp_path):
+    run = runs.Run(tmp_path / "run")
+    shutil.copytree(trained.run.path, run.path)
+    code, out, err = command("report", run.path, "--control", trained.run.path, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "report": str(run.report_file),
+        "bytes": run.report_file.stat().st_size,
+    }
+    assert "Beside the control" in run.report_file.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def digit(tmp_path):
+    path = tmp_path / "digit.png"
+    Image.fromarray(draw_shapes(1, 5)[0][2]).save(path)
+    return path
+
+
+def test_inspect(command, trained, digit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("inspect", trained.run.path, digit)
+    assert (code, err) == (0, "")
+    words, classes, path = out.splitlines()
+    assert path == "digit-inspected.png"
+    with Image.open(path) as picture:
+        assert picture.width > 3 * 84
+    code, out, err = command("inspect", trained.run.model_file, digit, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["words"] == words
+    best = found["classes"][0]
+    assert classes.startswith(f"{best['class']} {best['probability']:.1%}, ")
+    code, out, _ = command("inspect", trained.run.path, digit, "--out", "other.png", "--json")
+    assert json.loads(out)["picture"] == "other.png"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "digit-inspected.png",
+        "digit.png",
+        "other.png",
+    ]
+
+
+def test_inspect_in_a_terminal_that_shows_pictures(command, trained, digit, monkeypatch):
+    monkeypatch.chdir(digit.parent)
+    monkeypatch.setattr("stn.tool.terminal.protocol", lambda: "kitty")
+    _, out, _ = command("inspect", trained.run.path, digit)
+    assert "\x1b_G" not in out, "not into a file"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    (digit.parent / "digit-inspected.png").unlink()
+    code, out, err = command("inspect", trained.run.path, digit)
+    assert (code, err) == (0, "")
+    assert out.startswith("\x1b_Gf=100,a=T,")
+    assert len(out.split("\x1b\\")[-1].split()) >= 5, "the words and the classes below"
+    assert [path.name for path in digit.parent.iterdir()] == ["digit.png"]
+
+
+def test_compare(command, trained, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(trained.run.path, other)
+    page = tmp_path / "page.html"
+    code, out, err = command("compare", trained.run.path, other, "--out", page)
+    assert (code, err) == (0, "")
+    for text in ("Test accuracy", f"{trained.run.metrics['accuracy']:.2%}", "other", str(page)):
+        assert text in out
+    code, out, err = command("compare", trained.run.path, other, "--out", page, "--json")
+    assert (code, err) == (0, "")
+    assert [one["name"] for one in json.loads(out)["runs"]] == ["trained", "other"]
+    code, out, err = command("compare", other, "--out", tmp_path / "none.html")
+    assert (code, out) == (2, "")
+    assert "Expected two runs or more" in err
+    assert not (tmp_path / "none.html").exists()
 
 
 # --- mistakes ------------------------------------------------------------------------------------
@@ -440,7 +517,7 @@ MISTAKES = {
         lambda d: ["--transform", "afine"],
         "'diffeomorphic' or 'none'. Received: transform='afine'",
     ),
-    "unknown model": (lambda d: ["--model", "huge"], "'compact' or 'reference'. Received: model="),
+    "unknown model": (lambda d: ["--model", "huge"], "'reference' or 'template'. Received: model="),
     "unknown distortion": (lambda d: ["--distort", "rts"], "Received: distort='rts'"),
     "unknown recipe": (lambda d: ["--recipe", "best"], "Expected recipe to be one of"),
     "no epochs": (
@@ -469,6 +546,7 @@ MISTAKES = {
     "broken config file": (lambda d: toml(d, "epochs"), "Expected a readable TOML file"),
     "unknown key": (lambda d: toml(d, "lr = 1"), "Expected a known configuration key"),
     "resume nothing": (lambda d: ["--resume", d], "'{data}', which does not exist"),
+    "port alone": (lambda d: ["--port", 8000], "Expected --port together with --watch"),
     "resume and overwrite": (lambda d: ["--resume", d, "--overwrite"], "Expected --resume alone"),
 }
 

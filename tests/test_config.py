@@ -9,7 +9,7 @@ from importlib import util
 
 import pytest
 
-from stn.tool import config
+from stn.tool import cli, config
 from stn.tool.config import BACKENDS, Config, UserError, recipes, select_backend
 
 # --- values --------------------------------------------------------------------------------------
@@ -304,3 +304,26 @@ def test_description_of_recipes_is_what_the_command_prints():
         check=True,
     )
     assert json.loads(done.stdout) == config.recipes()
+
+
+def test_command_trains_the_same_again():
+    from typer.testing import CliRunner
+
+    for wanted in (
+        Config(),
+        Config(epochs=3, deterministic=True, data_dir="my files", distort="none"),
+        Config(recipe="tutorial", patience=0, image_size=32, backend="jax"),
+    ):
+        words = wanted.to_command()
+        assert words[:2] == ["stn", "train"]
+        found = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "stn.train",
+                lambda config, *args, _found=found, **kw: _found.append(config) or config,
+            )
+            patch.setattr("stn.tool.cli._start_backend", lambda name: None)
+            patch.setattr("stn.tool.cli._print_results", lambda *args: None)
+            CliRunner().invoke(cli.app, words[1:], catch_exceptions=False)
+        assert found == [wanted]
+    assert Config().to_command() == ["stn", "train"]

@@ -20,6 +20,12 @@ def test_reference_has_the_parameters_of_the_tutorials():
     assert model.output_shape == (None, 62)
 
 
+def test_templates_are_all_there_is_behind_the_transformer():
+    model = stn.classifier("template", transform="rotation", num_classes=10)
+    behind = model.count_params() - model.get_layer(models.TRANSFORMER).count_params()
+    assert behind == (28 * 28 + 1) * 10
+
+
 @ARCHITECTURES
 @pytest.mark.parametrize("transform", ["affine", "none"])
 def test_gives_probabilities_for_bytes_and_floats(architecture, transform):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stn.tool import pictures, plots, report, runs
+from stn.tool import comparison, films, pictures, plots, report, runs, walls
 from stn.tool.config import Config, UserError
 
 ORANGE = np.array(pictures.OUTLINE)
@@ -79,9 +79,8 @@ def make_run(path, *, epochs=3, names=("a", "b"), finished=True, count=4, config
         test |= {"per_class": per_class, "confusion": counts.tolist(), "class_names": list(names)}
         metrics = {"test": test, "best_epoch": epochs, "epochs": epochs, "parameters": 12345}
         metrics |= {"train": {"count": 60000}, "train_seconds": 192.0, "total_seconds": 200.0}
-        metrics["control"] = {"accuracy": accuracy - 0.05, "run": "control"}
         runs.write_json(run.metrics_file, metrics)
-        pictures.write_film(run.frames(), run.film_file)
+        films.write_film(run.frames(), run.film_file)
         plots.draw_curves(history, run.curves_file, best_epoch=epochs)
         plots.draw_confusion(counts, names, run.confusion_file)
     return run
@@ -287,10 +286,10 @@ def test_fonts_have_the_glyphs_of_captions():
 # --- the film ---
 
 
-films = pytest.mark.parametrize("name", ["film.gif", "film.webp"])
+both_films = pytest.mark.parametrize("name", ["film.gif", "film.webp"])
 
 
-@films
+@both_films
 def test_film_has_the_frames_and_their_times(name, tmp_path):
     frames = []
     for epoch in range(20):
@@ -300,7 +299,7 @@ def test_film_has_the_frames_and_their_times(name, tmp_path):
         if epoch == 7:
             picture = picture.crop((0, 0, 500, 300))  # another size is padded
         picture.save(frames[-1])
-    pictures.write_film(frames, tmp_path / name)
+    films.write_film(frames, tmp_path / name)
     with Image.open(tmp_path / name) as film:
         times = []
         assert film.n_frames == 20
@@ -318,19 +317,19 @@ def test_film_has_the_frames_and_their_times(name, tmp_path):
     assert not leftovers(tmp_path)
 
 
-@films
+@both_films
 def test_film_of_one_frame_and_of_none(name, tmp_path):
     pictures.draw_frame(images(1), None, None, title="t").save(tmp_path / "a.png")
-    pictures.write_film([tmp_path / "a.png"], tmp_path / name)
+    films.write_film([tmp_path / "a.png"], tmp_path / name)
     with Image.open(tmp_path / name) as film:
         assert film.n_frames == 1
     with pytest.raises(ValueError, match="at least one frame"):
-        pictures.write_film([], tmp_path / "none.gif")
+        films.write_film([], tmp_path / "none.gif")
     assert not (tmp_path / "none.gif").exists()
     assert not leftovers(tmp_path)
 
 
-@films
+@both_films
 def test_film_of_noise_stays_small(name, tmp_path):
     rng = np.random.default_rng(0)
     frames = []
@@ -338,7 +337,7 @@ def test_film_of_noise_stays_small(name, tmp_path):
         batch = rng.integers(0, 256, (16, 32, 32, 3), dtype="uint8")
         frames.append(tmp_path / f"{epoch}.png")
         pictures.draw_frame(batch, batch, None, title="t").save(frames[-1])
-    pictures.write_film(frames, tmp_path / name)
+    films.write_film(frames, tmp_path / name)
     assert (tmp_path / name).stat().st_size < 4 * 150_000
 
 
@@ -361,6 +360,19 @@ def test_curves(history, tmp_path):
         assert picture.width >= 900
         assert picture.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
     assert not leftovers(tmp_path)
+
+
+def test_histograms_of_what_does_not_change_are_one_bar(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    keys = ("angle", "zoom_x", "zoom_y", "shear", "right", "down")
+    same = dict.fromkeys(keys, 1 + 1e-8 * np.random.default_rng(0).normal(size=500))
+    plots.draw_theta(same | {"angle": np.linspace(-90, 90, 500)}, tmp_path / "theta.png")
+    turned, *others = drawn[0].axes
+    assert turned.get_xlim()[1] > 80
+    for panel in others:
+        assert sum(bar.get_height() > 0 for bar in panel.patches) == 1
+        assert panel.get_xlim()[1] - panel.get_xlim()[0] > 0.9
 
 
 @pytest.mark.parametrize("k", [1, 2, 10, 62, 100])
@@ -413,12 +425,104 @@ def test_report_is_one_accessible_offline_page(tmp_path):
     assert {label["for"] for label in page.all("label")} == {"epoch"}
     accuracy = run.metrics["test"]["accuracy"]
     assert f"Test accuracy {accuracy:.1%}" in page.text
-    for expected in ("60,000 images", "12,345", "3 min 12 s", "1,500 images/s", "+5.0 points"):
+    for expected in ("60,000 images", "12,345", "3 min 12 s", "1,500 images/s"):
         assert expected in page.text
-    assert "stn train --seed 0" in page.text
+    assert "stn train --epochs 3" in page.text
     assert "batch_size 256" in page.text
     assert "Training has not finished" not in page.text
     assert not leftovers(run.path)
+
+
+def hang(run, count=3, *, transformed=True, worst=2, seed=0):
+    """A wall of a few images, as training would leave it."""
+    total = count + worst
+    arrays = {
+        "index": np.arange(total),
+        "worst": np.arange(total) >= count,
+        "inputs": images(total, seed=seed),
+        "labels": np.zeros(total, int),
+        "guesses": np.arange(total) % 2,
+        "probabilities": np.full(total, 0.75),
+    }
+    if transformed:
+        arrays |= {"outputs": images(total), "outlines": square(3, 24, total)}
+        arrays["words"] = np.array(["turned 31° left, zoomed 1.2x"] * total)
+    np.savez(run.wall_file, **arrays)
+    runs.write_json(run.dataset_file, {"class_names": ["a", "<b>"], "image_shape": [28, 28, 1]})
+
+
+def test_report_shows_test_images_and_the_worst_mistakes(tmp_path):
+    run = make_run(tmp_path / "run")
+    hang(run)
+    page = Page(report.write_report(run).read_text(encoding="utf-8"))
+    text = page.text
+    assert text.count("turned 31° left, zoomed 1.2x") == 5
+    assert text.count("a , recognized (75%)") == 3
+    assert text.count("a , taken for <b> (75%)") == 2
+    assert text.index("Of every class") < text.index("The worst mistakes first")
+    radios = [e for e in page.all("input") if e["type"] == "radio"]
+    assert [("checked" in e, e["value"]) for e in radios] == [
+        (True, "wall-some"),
+        (False, "wall-worst"),
+    ]
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert {"wall", "wall-some", "wall-worst"} <= set(ids)
+    # Without a script nothing is hidden but the choice itself.
+    assert all("hidden" not in attrs for tag, attrs in page.elements if tag == "li")
+
+    hang(run, worst=0, transformed=False)
+    page = Page(report.write_report(run).read_text(encoding="utf-8"))
+    assert "wall-worst" not in [attrs.get("id") for _, attrs in page.elements]
+    assert not [e for e in page.all("input") if e["type"] == "radio"]
+
+
+def test_report_leaves_out_what_there_is_no_room_for(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", epochs=1)
+    hang(run, 6, worst=6)
+    one = len(walls.cards(run, worst=False)[0]["source"])
+    monkeypatch.setattr(report, "WALL_BYTES", 8 * one)
+    page = Page(report.write_report(run).read_text(encoding="utf-8"))
+    shown = page.text.count("turned 31° left")
+    assert 2 <= shown < 12
+
+
+def test_report_puts_the_numbers_of_a_control_beside(tmp_path):
+    run, control = make_run(tmp_path / "run"), make_run(tmp_path / "plain")
+    metrics = control.metrics
+    metrics["test"]["accuracy"] = run.metrics["test"]["accuracy"] - 0.05
+    metrics["parameters"] = 54321
+    runs.write_json(control.metrics_file, metrics)
+    page = report.write_report(run)
+    assert "Control" not in Page(page.read_text(encoding="utf-8")).text
+
+    text = Page(report.write_report(run, control=control.path).read_text(encoding="utf-8")).text
+    assert "+5.0 points with it · run plain" in text
+    assert "Parameters 12,345 54,321" in text
+
+    # That of a sweep, without being asked for; an older sweep has no numbers.
+    point = {"strength": 0.0, "accuracy": 0.9}
+    last = {"strength": 90.0, "accuracy": 0.5}
+    turned = last | {"alignment_error": 7.25}
+    sweep = {"kind": "rotation", "unit": "degrees", "error_unit": "degrees"}
+    sweep["runs"] = [
+        comparison.summarize(run) | {"points": [point, turned]},
+        comparison.summarize(control) | {"points": [point, last]},
+    ]
+    runs.write_json(run.sweep_file("rotation"), sweep)
+    text = Page(report.write_report(run).read_text(encoding="utf-8")).text
+    assert "+5.0 points with it · run plain" in text
+    assert "run: accuracy 90.0% at 0, 50.0% at 90 (degrees), where 7.25 (degrees) is left" in text
+    sweep["runs"][1] = {"name": "plain", "points": [point, last]}
+    runs.write_json(run.sweep_file("rotation"), sweep)
+    assert "points with it" not in Page(report.write_report(run).read_text(encoding="utf-8")).text
+
+
+def test_report_says_how_much_of_the_turns_is_left(tmp_path):
+    run = make_run(tmp_path / "run")
+    metrics = run.metrics | {"alignment": {"turned": 44.3, "alignment_error": 6.41}}
+    runs.write_json(run.metrics_file, metrics)
+    text = Page(report.write_report(run).read_text(encoding="utf-8")).text
+    assert "Turn left over 6.4° median; images were turned by 44°" in text
 
 
 def test_report_lists_the_worst_class_and_the_most_frequent_confusion_first(tmp_path):

@@ -77,6 +77,20 @@ def test_a_transformer_that_does_nothing_leaves_all_of_it(pair, kind):
     np.testing.assert_allclose(left, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_turns_of_the_own_distortion(pair):
+    """Ignored, all of them are left; what the map of images says is what they were turned by."""
+    config = stn.Run(pair[0]).config
+    model = keras.saving.load_model(stn.Run(pair[0]).model_file, compile=False)
+    images = np.repeat(LETTER[:, :, :, :], 400, axis=0)
+    images = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    found = sweeps.turns_left_over(model, config, images)
+    assert found["turned"] == pytest.approx(22.5, abs=3)  # half of at most 45 degrees
+    assert found["alignment_error"] == pytest.approx(found["turned"], abs=0.01)
+    assert found["alignment_error_low"] <= found["turned"] <= found["alignment_error_high"]
+    assert sweeps.turns_left_over(model, config.replace(distort="T"), images) is None
+    assert sweeps.turns_left_over(model, config.replace(distort="P"), images) is None
+
+
 def test_files_of_a_sweep(pair):
     results = sweeps.sweep(pair[1], "rotation", control=pair[0], strengths=[0, 40], count=15)
     assert results["count"] == 15

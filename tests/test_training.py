@@ -6,9 +6,11 @@ import math
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -94,7 +96,7 @@ def weights(run):
 def test_run_has_every_file(trained):
     run = trained.run
     files = [file for name, file in vars(run).items() if name.endswith("_file")]
-    assert len(files) == 15
+    assert len(files) == 16
     assert [file.name for file in files if not file.stat().st_size] == []
     expected = {*files, *(run.frame_file(epoch) for epoch in range(5))}
     assert {path for path in run.path.rglob("*") if path.is_file()} == expected
@@ -563,6 +565,15 @@ def wait_until(happened, process, seconds=400):
         time.sleep(0.0005)
 
 
+def page(port):
+    """What is served on a port of this machine; nothing if there is no server."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
+            return answer.read()
+    except OSError:
+        return b""
+
+
 @pytest.mark.timeout(600)  # four processes, which a busy machine makes slow
 def test_killed_process_goes_on_exactly(shapes, trained, tmp_path):
     """Killed in the first epoch, killed while a checkpoint is written, interrupted, finished."""
@@ -588,8 +599,11 @@ def test_killed_process_goes_on_exactly(shapes, trained, tmp_path):
     state, _ = checkpoint(run)
     assert len(state["history"]) <= 2
 
-    with stn_process("train", "--resume", run.path) as process:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with stn_process("train", "--resume", run.path, "--watch", "--port", port) as process:
         before = len(state["history"])
+        wait_until(lambda: b"epochs are done" in page(port), process)
         wait_until(lambda: len(run.history) > before, process)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=400)

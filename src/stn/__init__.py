@@ -27,6 +27,8 @@ _HOMES = {
     "stn.tool.runs": ("Run",),
     "stn.tool": ("train",),
     "stn.tool.evaluation": ("evaluate", "predict"),
+    "stn.tool.inspection": ("inspect",),
+    "stn.tool.comparison": ("compare",),
     "stn.tool.report": ("write_report",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
     from stn.models import classifier
     from stn.samplers import sample
     from stn.tool import train
+    from stn.tool.comparison import compare
     from stn.tool.config import Config
     from stn.tool.evaluation import evaluate, predict
+    from stn.tool.inspection import inspect
     from stn.tool.report import write_report
     from stn.tool.runs import Run
     from stn.transforms import (

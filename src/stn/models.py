@@ -34,7 +34,8 @@ def classifier(
     Args:
         architecture: `"compact"`, the best accuracy for its speed; or `"reference"`, the network
             of the tutorials: three 3x3 convolutions (64, 128, 256) in the localization network
-            and again in the classifier.
+            and again in the classifier; or `"template"`, one template for each class behind the
+            transformer, which has to align the images by itself: less accurate, but it congeals.
         input_shape: `(height, width, channels)` of the images.
         num_classes: The number of classes, at least 2.
         transform: A family of transformations or its name (`stn.TRANSFORMS`); `"none"` leaves the
@@ -162,6 +163,12 @@ def _compact_body() -> keras.Sequential:
     )
 
 
+def _template_body() -> keras.Sequential:
+    # A template for each class, and nothing that could make up for what is not aligned: only the
+    # transformer can.
+    return keras.Sequential([layers.Flatten()], name="body")
+
+
 def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
     return [
         layers.Conv2D(filters, size, strides, padding="same", use_bias=False),
@@ -173,5 +180,6 @@ def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
 ARCHITECTURES = {
     "compact": (_compact_localization, _compact_body, 0.02),
     "reference": (_reference_localization, _reference_body, 0.0),
+    "template": (_compact_localization, _template_body, 0.0),
 }
 """The named architectures: localization network, body of the classifier, identity penalty."""

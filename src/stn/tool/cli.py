@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import inspect
+import gc
 import io
-import itertools
 import json
 import os
 import sys
 import tempfile
-import time
 import types
 import typing
 from collections.abc import Callable, Iterator
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,10 +36,12 @@ app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A run folder, or a .keras file inside one.")
+]
 Backend = Annotated[str | None, typer.Option(help="Keras backend; the run's if unset.")]
 
 
-_TABLE_ROWS = 1000  # of a table; more come in several
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -99,7 +100,7 @@ def _options(
 
 def _config_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option for every field of the configuration."""
-    own = list(inspect.signature(function, eval_str=True).parameters.values())
+    own = list(signature(function, eval_str=True).parameters.values())
     own = [p for p in own if p.kind is not p.VAR_KEYWORD]
     fields = []
     for name, field in config.Config.model_fields.items():
@@ -108,14 +109,14 @@ def _config_options(function: Callable[..., None]) -> Callable[..., None]:
         text = (field.description or "") + (f" One of: {', '.join(choices)}." if choices else "")
         option = typer.Option(help=text + default, show_default=False)
         fields.append(
-            inspect.Parameter(
+            Parameter(
                 name,
-                inspect.Parameter.KEYWORD_ONLY,
+                Parameter.KEYWORD_ONLY,
                 default=None,
                 annotation=Annotated[kind | None, option],
             )
         )
-    function.__signature__ = inspect.Signature([*own, *fields])  # type: ignore[attr-defined]
+    function.__signature__ = Signature([*own, *fields])  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in [*own, *fields]}
     return function
 
@@ -146,6 +147,14 @@ def _train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in --out.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the growing report in the browser meanwhile.")
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="With --watch: where; any free one if unset."),
+    ] = None,
+    json_: Json = False,
     **flags: Any,
 ) -> None:
     """Train a classifier with a spatial transformer in front; show what it learns.
@@ -153,6 +162,8 @@ def _train(
     Without any option it needs no files, no network, and a few minutes.
     """
     flags = {key: value for key, value in flags.items() if value is not None}
+    if port is not None and not watch:
+        raise config.UserError("Expected --port together with --watch. Received: --port alone")
     if resume is not None:
         if out not in (None, resume) or overwrite:
             raise config.UserError("Expected --resume alone. Received: --out or --overwrite too")
@@ -173,15 +184,34 @@ def _train(
 
     progress = Progress()
     _start_backend(wanted.backend)
+    run = None
     try:
-        run = stn.train(
-            wanted, out, resume=resume is not None, overwrite=overwrite, progress=progress
-        )
+        with _watched(out, port, progress) if watch else contextlib.nullcontext():
+            run = stn.train(
+                wanted, out, resume=resume is not None, overwrite=overwrite, progress=progress
+            )
     except KeyboardInterrupt:
+        pass
+    if run is None:
+        # TensorFlow's iterators are in the frames of the exception: they would be ended after the
+        # interpreter, and complain.
+        gc.collect()
         if runs.Run(out).config_file.exists():
             _fail(f"Interrupted. Go on with: stn train --resume {out}", 130)
         _fail("Interrupted before anything was written", 130)
+    if json_:
+        typer.echo(json.dumps({"run": str(run.path), **run.metrics}))
+        return
     _print_results(run, progress)
+
+
+@contextlib.contextmanager
+def _watched(out: Path, port: int | None, progress: Any) -> Iterator[None]:
+    from stn.tool import watching
+
+    with watching.serve(runs.Run(out), port=port or 0) as address:
+        progress.say(f"Watch it at {address}")
+        yield
 
 
 app.command("train")(_config_options(_train))
@@ -254,6 +284,7 @@ def evaluate(
         typer.echo(json.dumps(results))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(soft_wrap=True)
@@ -269,12 +300,13 @@ def evaluate(
         most = max(range(len(row)), key=row.__getitem__)
         share = "-" if found["accuracy"] is None else f"{found['accuracy']:.1%}"
         wrong = f"{results['class_names'][most]} ({row[most]})" if row[most] else "-"
-        table.add_row(_escape(name), str(found["count"]), share, _escape(wrong))
+        table.add_row(escape(name), str(found["count"]), share, escape(wrong))
     console.print(table)
 
 
 def _sweep(run: Path, kind: str, control: Path | None, backend: str | None, json_: bool) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from stn.tool import sweeps
@@ -292,7 +324,7 @@ def _sweep(run: Path, kind: str, control: Path | None, backend: str | None, json
 
     table = Table(f"{kind} ({results['unit']})")
     for one in results["runs"]:
-        table.add_column(f"{_escape(one['name'])}: accuracy (%)")
+        table.add_column(f"{escape(one['name'])}: accuracy (%)")
         if "alignment_error" in one["points"][0]:
             table.add_column(f"left over ({results['error_unit']})")
     for points in zip(*(one["points"] for one in results["runs"]), strict=True):
@@ -310,9 +342,7 @@ def _sweep(run: Path, kind: str, control: Path | None, backend: str | None, json
 
 @app.command()
 def predict(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A run folder, or a .keras file inside one.")
-    ],
+    model: Model,
     paths: Annotated[
         list[str],
         typer.Argument(
@@ -338,7 +368,7 @@ def predict(
     Reads PNG, JPEG, WebP, TIFF, BMP, GIF and PPM; every frame or page is an image, FILE#0, FILE#1
     and so on. What cannot be used is reported and left out, and the exit code is 1 then.
     """
-    from stn.tool import evaluation
+    from stn.tool import evaluation, printing
 
     if json_ and csv_:
         raise config.UserError("Expected --json or --csv. Received: both")
@@ -346,7 +376,7 @@ def predict(
     _start_backend(backend or run.config.backend)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file may have any bytes for a name
-    watch = _Watch(live=not (json_ or csv_) or not sys.stdout.isatty())
+    watch = printing.Watch(live=not (json_ or csv_) or not sys.stdout.isatty())
     results = watch.over(
         evaluation.predict_each(
             run, paths, backend=backend, save_straightened=save_straightened, on_error=watch.failed
@@ -354,110 +384,89 @@ def predict(
     )
     columns = ["image", "class", "probability"] + ["straightened"] * (save_straightened is not None)
     if json_:
-        _print_json(results)
+        printing.print_json(results)
     elif csv_:
-        _print_csv(results, columns)
+        printing.print_csv(results, columns)
     else:
-        _print_tables(results, columns, watch)
+        printing.print_tables(results, columns, watch)
     if watch.failures:
         raise typer.Exit(1)
 
 
-class _Watch:
-    """What a person sees of predictions: how many there are, and what could not be used."""
+@app.command()
+def inspect(
+    model: Model,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    out: Annotated[Path | None, typer.Option(help="PNG to write.")] = None,
+    backend: Backend = None,
+    json_: Json = False,
+) -> None:
+    """Look at one image: where the transformer looks, what comes out, and what it is taken for.
 
-    def __init__(self, *, live: bool):
-        from rich import progress as bars
-        from rich.console import Console
+    Terminals that can show pictures do; for others a PNG is written.
+    """
+    from stn.tool import evaluation, terminal
 
-        self.failures, self._missing = 0, 0
-        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
-        self.bar = bars.Progress(
-            bars.SpinnerColumn(),
-            bars.TextColumn("{task.completed:,.0f} images"),
-            bars.TextColumn("{task.fields[rate]}"),
-            bars.TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            disable=not (live and self._console.is_terminal),
-        )
+    run = evaluation.open_run(model)
+    _start_backend(backend or run.config.backend)
+    from stn.tool import inspection  # imports Keras
 
-    def over(self, results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The results, counted; the command ends here if there was nothing to look at."""
-        done, begun = 0, 0.0
-        with self.bar:
-            task = self.bar.add_task("", total=None, rate="")
-            for done, result in enumerate(results, 1):
-                begun = begun or time.perf_counter()  # without the time it takes to load the model
-                rate = done / (time.perf_counter() - begun + 1e-3)
-                self.bar.update(task, completed=done, rate=f"{rate:,.0f} images/s")
-                yield result
-        if not done and self.failures == self._missing:
-            raise typer.Exit(2)
-        if self.failures:
-            self._say(f"Left out {self.failures:,}, for the reasons above. Classified {done:,}")
-
-    def failed(self, error: config.UserError) -> None:
-        from stn.tool.images import NothingFoundError
-
-        self.failures += 1
-        self._missing += isinstance(error, NothingFoundError)
-        self._say(str(error))
-
-    def _say(self, message: str) -> None:
-        from rich.text import Text
-
-        self._console.print(Text.assemble(("stn:", "bold red"), f" {message}"))
-
-
-def _print_json(results: Iterator[dict[str, Any]]) -> None:
-    """One JSON array, written as it goes, and closed whatever happens; nothing before a result."""
-    begun = False
-    try:
-        for result in results:
-            sys.stdout.write((",\n" if begun else "[\n") + json.dumps(result))
-            begun = True
-    finally:
-        if begun:
-            sys.stdout.write("\n]\n")
-    if not begun:
-        sys.stdout.write("[]\n")
-
-
-def _print_csv(results: Iterator[dict[str, Any]], columns: list[str]) -> None:
-    import csv
-
-    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
-    first = next(results, None)
-    writer.writeheader()
-    if first is not None:
-        writer.writerow(first)
-        writer.writerows(results)
-
-
-def _print_tables(results: Iterator[dict[str, Any]], columns: list[str], watch: _Watch) -> None:
-    """A table, or several, lest a hundred thousand rows have to be kept until the last."""
-    from rich.console import Console
-    from rich.table import Table
-
-    while block := list(itertools.islice(results, _TABLE_ROWS)):
-        table = Table()
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for result in block:
-            shown = result | {"probability": f"{result['probability']:.1%}"}
-            table.add_row(*(_escape(shown[column]) for column in columns))
-        watch.bar.stop()
-        Console(soft_wrap=True).print(table)
-        watch.bar.start()
+    if json_:
+        typer.echo(json.dumps(stn.inspect(run, image, out=out, backend=backend)))
+        return
+    found, picture = inspection.look(run, image, backend=backend)
+    way = terminal.protocol() if sys.stdout.isatty() else None
+    if out is None and way is None:
+        out = Path(f"{Path(found['image']).stem}-inspected.png")
+    if out is None and way is not None:
+        typer.echo(terminal.encode(picture, way), nl=False)
+    if "words" in found:
+        typer.echo(found["words"])
+    typer.echo(", ".join(f"{one['class']} {one['probability']:.1%}" for one in found["classes"]))
+    if out is not None:
+        typer.echo(inspection.save(picture, out))
 
 
 @app.command()
-def report(run: RunFolder) -> None:
+def compare(
+    compared: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.")],
+    out: Annotated[Path, typer.Option(help="HTML page to write.")] = Path("compare.html"),
+    json_: Json = False,
+) -> None:
+    """Put runs beside each other: their numbers as a table, their pictures on a page."""
+    results = stn.compare(compared, out=out)
+    if json_:
+        typer.echo(json.dumps(results))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from stn.tool import comparison
+
+    table = Table("")
+    for one in results["runs"]:
+        name = escape(one["name"]) + ("" if one["finished"] else " (not finished)")
+        table.add_column(name, justify="right", overflow="fold")
+    for key, (label, _) in comparison.COLUMNS.items():
+        table.add_row(label, *(comparison.write(key, one[key]) for one in results["runs"]))
+    for key, values in results["differences"].items():
+        table.add_row(f"[dim]{key}[/]", *(f"[dim]{escape(str(value))}[/]" for value in values))
+    Console(soft_wrap=True).print(table)
+    typer.echo(results["page"])
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    control: Annotated[
+        Path | None, typer.Option(help="A run without transformer, to put its numbers beside.")
+    ] = None,
+    json_: Json = False,
+) -> None:
     """Write the one-page report of a run again, also of one that is not finished."""
-    typer.echo(stn.write_report(runs.Run.open(run)))
+    page = stn.write_report(runs.Run.open(run), control=control)
+    typer.echo(json.dumps({"report": str(page), "bytes": page.stat().st_size}) if json_ else page)
 
 
 @app.command()
@@ -583,12 +592,6 @@ def data_show(
     with runs.atomic(out) as temporary:
         picture.save(temporary, "PNG")
     typer.echo(out)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _start_backend(name: str | None) -> None:

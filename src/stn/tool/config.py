@@ -59,7 +59,9 @@ class Config(pydantic.BaseModel):
         0.1, gt=0, lt=1, description="Share of the training images held out for validation."
     )
 
-    model: Literal["compact", "reference"] = Field("compact", description="Architecture.")
+    model: Literal["compact", "reference", "template"] = Field(
+        "compact", description="Architecture."
+    )
     transform: Literal[
         "translation",
         "rotation",
@@ -104,6 +106,9 @@ class Config(pydantic.BaseModel):
     deterministic: bool = Field(
         False, description="Bit-for-bit repeatable computation, at some cost in speed."
     )
+    tensorboard: bool = Field(
+        False, description="Write numbers and pictures for TensorBoard too, into the run folder."
+    )
     backend: Literal["tensorflow", "jax", "torch"] | None = Field(
         None, description="Keras backend; KERAS_BACKEND or the Keras setting if unset."
     )
@@ -144,6 +149,25 @@ class Config(pydantic.BaseModel):
             text = f"# {key} =" if value is None else f"{key} = {written}"
             lines.append(f"{text}  # {field.description}")
         return "\n".join(lines) + "\n"
+
+    def to_command(self) -> list[str]:
+        """The words of a command that trains exactly this; what its recipe says is left out.
+
+        Example:
+            >>> Config(epochs=3, deterministic=True).to_command()
+            ['stn', 'train', '--epochs', '3', '--deterministic']
+        """
+        words = ["stn", "train"]
+        usual = type(self)(recipe=self.recipe).model_dump() | {"recipe": "default"}
+        for key, value in self.model_dump().items():
+            if value is None or value == usual[key]:
+                continue
+            option = key.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                words += [f"--{option}", str(value)]
+        return words
 
     def replace(self, **values: Any) -> Config:
         """A copy with other values, validated."""

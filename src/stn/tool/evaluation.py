@@ -199,6 +199,21 @@ def predict_each(
             yield record
 
 
+def read_one(run: runs.Run, image: str | os.PathLike[str]) -> tuple[str, np.ndarray]:
+    """The name of one image, and its pixels as the model of a run wants them.
+
+    Of an animation that is the first frame.
+
+    Raises:
+        UserError: If it is not an image.
+    """
+    if Path(image).is_dir():
+        raise UserError(f"Expected an image file. Received: {os.fspath(image)!r}, a folder")
+    inputs = _read_inputs([image], run, leave_out=None, on_error=_raise)
+    name, _, pixels = next(inputs)
+    return name, pixels
+
+
 def open_run(run: runs.Run | str | os.PathLike[str]) -> runs.Run:
     """Open a run by its folder, or by a `.keras` file in it, which is then its model.
 

@@ -1,9 +1,8 @@
-"""Pictures made of pixels: the monitor's frames, and the film made of them."""
+"""Pictures made of pixels: examples, and what a transformer makes of them."""
 
 from __future__ import annotations
 
 import functools
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-from stn.tool import runs
 
 Color = tuple[int, int, int]
 
@@ -25,15 +22,11 @@ OUTLINE: Color = (255, 92, 20)  # over 2.9:1 against white and 7:1 against black
 HALO: Color = (60, 14, 0)  # keeps the outline apart from mid-tones of its own brightness
 RIGHT: Color = (20, 120, 54)
 WRONG: Color = (196, 32, 44)
+BAR: Color = (31, 95, 174)
+COLORS = (PAPER, CARD, EDGE, INK, GRAY, OUTLINE, HALO, RIGHT, WRONG)
+"""Those that carry meaning."""
 
 SMOOTH = 3  # pictures are drawn this much larger, then averaged: Pillow's lines are jagged
-
-FIRST_MS, FRAME_MS, LAST_MS = 1200, 600, 2500
-
-FRAME_BYTES = 140_000  # of a film, at most
-
-
-# --- the monitor's picture ------------------------------------------------------------------------
 
 
 def draw_frame(
@@ -168,6 +161,118 @@ def draw_frame(
     return frame
 
 
+def draw_example(
+    image: Any,
+    output: Any | None,
+    outline: Any | None,
+    *,
+    lines: Sequence[Any] = (),
+    factor: int = 1,
+) -> Image.Image:
+    """Draw one example as `draw_frame` does, the output beside the input, on nothing.
+
+    Args:
+        image: `(height, width, channels)`, uint8 or floats in [0, 1].
+        output: What the transformer makes of it, likewise; None where there is no transformer.
+        outline: Points `(k, 2)`, as in `draw_frame`; they may be left out.
+        lines: Lines inside the outline, `(k, 2)` each.
+        factor: So many times as large as in `draw_frame`.
+
+    Returns:
+        The picture, transparent around the images.
+
+    Example:
+        >>> draw_example(np.zeros((28, 28, 1)), None, None).mode
+        'RGBA'
+    """
+    tile = _tiles("image", np.asarray(image)[None])[0]
+    size, margin = _fit(tile.shape[1], tile.shape[0], factor), 0 if outline is None else 22 * factor
+    scale, corner = np.array(size) / tile.shape[1::-1], (margin, margin)
+    path = None if outline is None else (np.asarray(outline, np.float64) + 0.5) * scale + corner
+    within = [(np.asarray(line, np.float64) + 0.5) * scale + corner for line in lines]
+    zone_size = (size[0] + 2 * margin, size[1] + 2 * margin)
+    zone = _zone(_magnify(tile, size), corner, zone_size, path, within, background=(0, 0, 0, 0))
+    if output is None:
+        return zone
+    result = _tiles("output", np.asarray(output)[None])[0]
+    result_size, gap = _fit(result.shape[1], result.shape[0], factor), 12
+    height = max(zone.height, result_size[1] + 2 * margin)
+    picture = Image.new("RGBA", (zone.width + gap + result_size[0] + margin, height))
+    picture.paste(zone, (0, (height - zone.height) // 2))
+    x, y = zone.width + gap, (height - result_size[1]) // 2
+    edge, color = (1, EDGE) if outline is None else (2, OUTLINE)
+    ImageDraw.Draw(picture).rectangle(
+        (x - edge, y - edge, x + result_size[0] + edge - 1, y + result_size[1] + edge - 1), color
+    )
+    picture.paste(_magnify(result, result_size), (x, y))
+    if outline is not None:
+        dot = _dot()
+        picture.alpha_composite(dot, (x - 1 - dot.width // 2, y - 1 - dot.height // 2))
+    return picture
+
+
+def draw_inspection(
+    image: Any,
+    output: Any | None,
+    outline: Any | None,
+    lines: Sequence[Any] = (),
+    *,
+    title: str,
+    words: str,
+    classes: Sequence[tuple[str, float]],
+) -> Image.Image:
+    """Draw one image large: as it is, with the sampling grid on it, straightened, and named.
+
+    Args:
+        image: As in `draw_example`.
+        output: As in `draw_example`.
+        outline: As in `draw_example`.
+        lines: As in `draw_example`.
+        title: A heading.
+        words: What the transformer did.
+        classes: Names and probabilities, the most probable first.
+
+    Example:
+        >>> parts = {"title": "a.png", "words": "left as it is", "classes": [("a", 1.0)]}
+        >>> draw_inspection(np.zeros((28, 28, 1)), None, None, **parts).mode
+        'RGB'
+    """
+    tiles = [("input", draw_example(image, None, None, factor=2))]
+    if outline is not None:
+        looks = draw_example(image, None, outline, lines=lines, factor=2)
+        tiles.append(("where it looks", looks))
+    if output is not None:
+        tiles.append(("straightened", draw_example(output, None, None, factor=2)))
+    big, normal, small = _font(20, bold=True), _font(14), _font(12)
+    pad, gap = 24, 20
+    widest = max((normal.getlength(_one_line(name)) for name, _ in classes), default=0)
+    names = min(130, max(24, round(widest))) + 12
+    height = max(tile.height for _, tile in tiles)
+    texts = max(big.getlength(title), normal.getlength(words))
+    width = max(sum(tile.width + gap for _, tile in tiles) - gap, math.ceil(texts), 420)
+    top, step = 84, 24
+    size = (width + 2 * pad, top + height + 40 + step * len(classes) + pad)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((pad, 38), _one_line(title), INK, big, "ls")
+    draw.text((pad, 64), _one_line(words), INK, normal, "ls")
+    x = pad
+    for name, tile in tiles:
+        sheet.paste(tile, (x, top + (height - tile.height) // 2), tile)
+        draw.text((x + tile.width / 2, top + height + 16), name, GRAY, small, "ms")
+        x += tile.width + gap
+    bar = size[0] - 2 * pad - names - 60
+    for i, (name, probability) in enumerate(classes):
+        y = top + height + 40 + i * step
+        text = _shorten(_one_line(name), names - 12, normal)
+        draw.text((pad, y + step / 2), text, INK, normal, "lm")
+        x = pad + names
+        draw.rectangle((x, y + 6, x + bar, y + step - 7), CARD)
+        draw.rectangle((x, y + 6, x + round(bar * probability), y + step - 7), BAR)
+        draw.text((size[0] - pad, y + step / 2), f"{probability:.1%}", GRAY, normal, "rm")
+    return sheet
+
+
 def draw_averages(before: Any, after: Any, class_names: Sequence[str]) -> Image.Image:
     """Draw the average image of each class, before and after the transformer, side by side.
 
@@ -225,12 +330,12 @@ def _tiles(name: str, images: Any) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(images, (*images.shape[:3], 3)))
 
 
-def _fit(width: int, height: int) -> tuple[int, int]:
+def _fit(width: int, height: int, factor: int = 1) -> tuple[int, int]:
     """The size of a tile: its longer side 84 to 96 px, by a whole factor where there is one."""
     longer = max(width, height)
-    whole = 96 // longer
-    factor = whole if whole * longer >= 84 else 90 / longer
-    return max(6, round(width * factor)), max(6, round(height * factor))
+    whole = 96 * factor // longer
+    times = whole if whole * longer >= 84 * factor else 90 * factor / longer
+    return max(6, round(width * times)), max(6, round(height * times))
 
 
 def _magnify(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
@@ -249,10 +354,11 @@ def _zone(
     size: tuple[int, int],
     path: np.ndarray | None,
     within: Sequence[np.ndarray],
+    background: Color | tuple[int, int, int, int] = CARD,
 ) -> Image.Image:
     """The input with its margin and, if there is one, the outline over both."""
     s = SMOOTH
-    zone = Image.new("RGB", size, CARD)
+    zone = Image.new("RGB" if len(background) == 3 else "RGBA", size, background)
     x, y = corner
     ImageDraw.Draw(zone).rectangle((x - 1, y - 1, x + tile.width, y + tile.height), EDGE)
     zone.paste(tile, corner)
@@ -358,93 +464,3 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
-
-
-# --- the film -------------------------------------------------------------------------------------
-
-
-def write_film(frames: Sequence[Path], path: Any) -> None:
-    """Make an animation of pictures; it loops, and rests on the first and the last one.
-
-    Args:
-        frames: The pictures, in order. Smaller ones are padded to the size of the largest.
-        path: Where it goes, a GIF or, with the suffix `.webp`, an animated WebP; written completely
-            or not at all.
-
-    Raises:
-        ValueError: If there is no picture.
-
-    Example:
-        >>> write_film(run.frames(), run.film_file)  # doctest: +SKIP
-    """
-    # Noisy photographs get fewer colors, or a lower quality, until they fit.
-    webp = str(path).endswith(".webp")
-    for level in (100, 80, 50) if webp else (255, 96, 32):
-        film = webp_bytes(frames, level) if webp else film_bytes(frames, level)
-        if len(film) <= FRAME_BYTES * len(frames):
-            break
-    with runs.atomic(path) as temporary:
-        temporary.write_bytes(film)
-
-
-def film_bytes(frames: Sequence[Path], colors: int) -> bytes:
-    """The GIF of `write_film`, with so many colors."""
-    return _animate("GIF", indexed(frames, colors), optimize=False)
-
-
-def webp_bytes(frames: Sequence[Path], quality: int) -> bytes:
-    """The WebP of `write_film`; without loss at quality 100."""
-    shown = _same_size(frames)
-    return _animate("WEBP", shown, lossless=quality == 100, quality=quality, method=4)
-
-
-def _animate(kind: str, shown: list[Image.Image], **options: Any) -> bytes:
-    times = [FRAME_MS] * len(shown)
-    times[0], times[-1] = FIRST_MS, LAST_MS
-    buffer = io.BytesIO()
-    shown[0].save(
-        buffer,
-        kind,
-        save_all=True,
-        append_images=shown[1:],
-        duration=times if len(times) > 1 else LAST_MS,
-        loop=0,
-        **options,
-    )
-    return buffer.getvalue()
-
-
-def indexed(frames: Sequence[Path], colors: int) -> list[Image.Image]:
-    """The pictures in one size, with one palette that suits all of them."""
-    pictures = _same_size(frames)
-    palette = _palette(pictures, colors)
-    return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
-
-
-def _same_size(frames: Sequence[Path]) -> list[Image.Image]:
-    if not frames:
-        raise ValueError("Expected at least one frame. Received: none")
-    pictures = []
-    for frame in frames:
-        with Image.open(frame) as image:
-            pictures.append(image.convert("RGB"))
-    size = max(p.width for p in pictures), max(p.height for p in pictures)
-    for index, picture in enumerate(pictures):
-        if picture.size != size:
-            pictures[index] = Image.new("RGB", size, PAPER)
-            pictures[index].paste(picture)
-    return pictures
-
-
-def _palette(pictures: list[Image.Image], colors: int) -> Image.Image:
-    few = pictures[:: max(1, len(pictures) // 6)]
-    sample = Image.fromarray(np.concatenate([np.asarray(p)[::2, 1::2] for p in few]))
-    # The few colors that carry meaning are set, the rest adapts to the images. What is almost one
-    # of them is left out: Pillow would take it instead, and white paper would turn gray.
-    fixed = np.array([PAPER, CARD, EDGE, INK, GRAY, OUTLINE, HALO, RIGHT, WRONG, (0, 0, 0)])
-    found = sample.quantize(colors - len(fixed), Image.Quantize.MEDIANCUT).getpalette() or []
-    adapted = np.reshape(found, (-1, 3))
-    apart = np.abs(adapted[:, None] - fixed).max(axis=2).min(axis=1) > 6
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(np.concatenate([fixed, adapted[apart]]).astype(int).ravel().tolist())
-    return palette

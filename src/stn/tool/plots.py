@@ -13,6 +13,7 @@ import numpy as np
 from stn.tool import runs
 
 BLUE = "#1f5fae"
+LINES = (BLUE, "#b93c0a", "#14783a", "#7a3fa0", "#8893a3", "#a8730a")
 
 
 def draw_curves(history: list[dict[str, Any]], path: Any, *, best_epoch: int | None) -> None:
@@ -130,6 +131,33 @@ def curves_bytes(history: list[dict[str, Any]], best_epoch: int | None) -> bytes
     return _png(figure)
 
 
+def comparison_bytes(histories: Sequence[list[dict[str, Any]]], names: Sequence[str]) -> bytes:
+    """The PNG of the validation accuracy of several runs over the epochs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = Figure(figsize=(9, 4), dpi=200, facecolor="white")
+    panel = figure.subplots()
+    panel.set_title("Validation accuracy", loc="left", fontsize=12, fontweight="bold", pad=10)
+    for i, (history, name) in enumerate(zip(histories, names, strict=True)):
+        found = [(r.get("epoch", e + 1), r.get("val_accuracy")) for e, r in enumerate(history)]
+        found = [(epoch, value) for epoch, value in found if is_number(value)]
+        if found:
+            style = "-" if i < 6 else "--"
+            color = LINES[i % len(LINES)]
+            panel.plot(
+                *zip(*found, strict=True), style, color=color, marker="o", ms=3.5, label=name
+            )
+    panel.set_xlabel("epoch")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    panel.grid(axis="y", color="#e6e9ed")
+    panel.spines[["top", "right"]].set_visible(False)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _png(figure, bbox_inches="tight", pad_inches=0.15)
+
+
 def draw_theta(quantities: dict[str, Any], path: Any) -> None:
     """Plot histograms of how images were turned, zoomed, sheared and moved, as PNG.
 
@@ -163,7 +191,7 @@ def draw_theta(quantities: dict[str, Any], path: Any) -> None:
         low, high = np.quantile(values, [0.002, 0.998])
         if high - low < 1e-3:
             low, high = low - 0.5, high + 0.5
-        panel.hist(np.clip(values, low, high), bins=40, color=BLUE)
+        panel.hist(np.clip(values, low, high), bins=41, range=(low, high), color=BLUE)
         panel.axvline(1.0 if "zoom" in key else 0.0, color="#8893a3", linestyle=":")
     figure.tight_layout()
     with runs.atomic(path) as temporary:
@@ -186,7 +214,7 @@ def draw_sweep(results: dict[str, Any], path: Any) -> None:
     aligned = any("alignment_error" in run["points"][0] for run in results["runs"])
     figure = Figure(figsize=(9 if aligned else 5, 3.7), dpi=200, facecolor="white")
     panels = figure.subplots(1, 1 + aligned, squeeze=False)[0]
-    titles = ("Accuracy", f"Left after the transformer ({results['error_unit']})")
+    titles = ("Accuracy", f"Left over ({results['error_unit']})")
     for panel, key, title in zip(panels, ("accuracy", "alignment_error"), titles, strict=False):
         panel.set_title(title, loc="left", fontsize=12, fontweight="bold", color="#1c2026", pad=10)
         for run, color in zip(results["runs"], (BLUE, "#8893a3"), strict=False):

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import math
 import os
-import re
+import shlex
 import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from stn.tool import pictures, plots, runs
+from stn.tool import comparison, films, pages, plots, runs, walls
 
 PAGE_BYTES = 5_000_000
-FILM_BYTES = 1_600_000  # of the film inside the page, before base64 adds a third
-SHOTS_BYTES = 1_600_000  # of the pictures behind the slider, likewise
+FILM_BYTES = 1_200_000  # of the film inside the page, before base64 adds a third
+SHOTS_BYTES = 1_200_000  # of the pictures behind the slider, likewise
+WALL_BYTES = 700_000  # of the test images and of the worst mistakes together, in base64
 SHOTS = 30
 
 
-def write_report(run: runs.Run | str | os.PathLike[str]) -> Path:
+def write_report(
+    run: runs.Run | str | os.PathLike[str],
+    *,
+    control: runs.Run | str | os.PathLike[str] | None = None,
+) -> Path:
     """Write a run's report: one HTML page with everything in it, readable offline.
 
-    A run that was interrupted gets a page too; it says what is not there yet.
+    A run that is going on or was interrupted gets a page too; it says what is not there yet.
 
     Args:
         run: A run, or its folder. Its configuration must be there; everything else may be missing.
+        control: A run without a transformer, to put its numbers beside; by default that of the
+            run's sweeps, if there is one.
 
     Returns:
         The path of the page, `run.report_file`.
@@ -41,23 +44,31 @@ def write_report(run: runs.Run | str | os.PathLike[str]) -> Path:
         >>> write_report(Run.open("runs/affine"))  # doctest: +SKIP
         PosixPath('runs/affine/report.html')
     """
-    import jinja2
-
     run = run if isinstance(run, runs.Run) else runs.Run.open(run)
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = templates.get_template("report.html").render(_page(run))
-    with runs.atomic(run.report_file) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    runs.write_text(run.report_file, render(run, control=control))
     return run.report_file
 
 
-def _page(run: runs.Run) -> dict[str, Any]:
+def render(
+    run: runs.Run,
+    *,
+    control: runs.Run | str | os.PathLike[str] | None = None,
+    watched: str = "",
+) -> str:
+    """The page of `write_report`.
+
+    Args:
+        run: As there, opened.
+        control: As there.
+        watched: The state of the run, as a server calls it that has the page at `/` and answers
+            `/state` with it: the page loads itself again when that has changed.
+    """
+    if control is not None:
+        control = control if isinstance(control, runs.Run) else runs.Run.open(control)
+    return pages.render("report.html", _page(run, control) | {"watched": watched})
+
+
+def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
     """Everything the template shows, as plain texts and numbers."""
     config = run.config.model_dump()
     fields = getattr(type(run.config), "model_fields", {})
@@ -70,37 +81,54 @@ def _page(run: runs.Run) -> dict[str, Any]:
     best_epoch = metrics.get("best_epoch") or _best_epoch(history)
     summary = run.summary_file
     film, film_note = _film_picture(run)
+    sweeps = [runs.read_json(file) for file in sorted(run.path.glob("sweep-*.json"))]
+    # Those first that a transformer can take back.
+    sweeps.sort(key=lambda sweep: sweep.get("error_unit") is None)
+    beside = _control(control, sweeps)
     return {
         "name": run.path.resolve().name,
         "sentence": _sentence(config, metrics, names),
         "notice": _notice(config, history, metrics),
-        "headline": _headline(config, history, metrics, best_epoch),
+        "headline": _headline(config, history, metrics, best_epoch, beside),
+        "control": _beside(comparison.summarize(run), beside),
         "transformed": _transform(config) is not None,
         "film": film,
         "film_note": film_note,
         "shots": _shots(run.frames()),
-        "averages": _embed_file(run.averages_file),
-        "theta": _embed_file(run.theta_file, scale=2),
+        "wall": _wall(run),
+        "averages": pages.embed_file(run.averages_file),
+        "theta": pages.embed_file(run.theta_file, scale=2),
         "congealing": _congealing(metrics),
         "sweeps": [
-            (file.stem.removeprefix("sweep-"), _embed_file(file, scale=2))
-            for file in sorted(run.path.glob("sweep-*.png"))
+            {
+                "kind": sweep["kind"],
+                "plot": pages.embed_file(
+                    run.sweep_file(sweep["kind"]).with_suffix(".png"), scale=2
+                ),
+                "words": _sweep_in_words(sweep),
+            }
+            for sweep in sweeps
         ],
         # Drawn anew, not read: after an interruption the files may be older than the history.
-        "curves": _embed_plot(plots.curves_bytes(history, best_epoch)) if history else None,
+        "curves": pages.embed(plots.curves_bytes(history, best_epoch), "image/png", scale=2)
+        if history
+        else None,
         "classes": _classes(test),
         "pairs": _pairs(confusion, names),
-        "confusion": _embed_plot(plots.confusion_bytes(confusion, names)) if confusion else None,
+        "confusion": pages.embed(plots.confusion_bytes(confusion, names), "image/png", scale=2)
+        if confusion
+        else None,
         "config": [
-            (key, _plain(value), _description(fields.get(key))) for key, value in config.items()
+            (key, pages.plain(value), _description(fields.get(key)))
+            for key, value in config.items()
         ],
         "environment": [
-            (_LABELS.get(key, key.replace("_", " ")), _plain(value))
+            (_LABELS.get(key, key.replace("_", " ")), pages.plain(value))
             for key, value in environment.items()
             if key not in ("format", "command")
         ],
         "summary": summary.read_text(encoding="utf-8") if summary.exists() else "",
-        "command": environment.get("command") or "",
+        "command": shlex.join(run.config.to_command()),
     }
 
 
@@ -119,7 +147,7 @@ _LABELS = {
 
 def _transform(config: dict[str, Any]) -> str | None:
     name = config.get("transform")
-    return None if name in (None, "", "none", False) else _plain(name)
+    return None if name in (None, "", "none", False) else pages.plain(name)
 
 
 _DISTORTIONS = {
@@ -137,15 +165,15 @@ def _sentence(config: dict[str, Any], metrics: dict[str, Any], names: list[str])
     transform = _transform(config)
     article = "an" if (transform or "").startswith(("a", "e", "i", "o", "u")) else "a"
     layer = f"with {article} {transform}" if transform else "without a"
-    model = _plain(config.get("model", "?"))
+    model = pages.plain(config.get("model", "?"))
     count = (metrics.get("train") or {}).get("count")
     images = f"{count:,} images" if plots.is_number(count) else "images"
     text = f"The {model} model {layer} spatial transformer learned from {images}"
-    text += f" of the {_plain(config.get('data', '?'))} data"
+    text += f" of the {pages.plain(config.get('data', '?'))} data"
     text += f" to tell {len(names)} classes apart" if names else ""
     distort = config.get("distort")
     if distort not in (None, "", "none"):
-        how = _DISTORTIONS.get(str(distort), f"distorted ({_plain(distort)})")
+        how = _DISTORTIONS.get(str(distort), f"distorted ({pages.plain(distort)})")
         text += f"; the images are {how}"
     return text + "."
 
@@ -174,6 +202,7 @@ def _headline(
     history: list[dict[str, Any]],
     metrics: dict[str, Any],
     best_epoch: int | None,
+    control: dict[str, Any] | None,
 ) -> list[dict[str, str]]:
     """The numbers at the top; the first one is shown large."""
     test, validation = metrics.get("test") or {}, metrics.get("validation") or {}
@@ -189,17 +218,22 @@ def _headline(
         note = ""
         if plots.is_number(accuracy) and plots.is_number(count):
             note = f"{round(accuracy * count):,} of {count:,} images right"
-        add("Test accuracy", _percent(accuracy), note)
-        control = metrics.get("control") or {}
-        if plots.is_number(control.get("accuracy")):
-            note = f"run {control.get('run', '?')}"
+        add("Test accuracy", pages.percent(accuracy), note)
+        if control is not None and control["accuracy"] is not None:
+            note = f"run {control['name']}"
             if plots.is_number(accuracy):
                 gain = 100 * (accuracy - control["accuracy"])
                 note = f"{gain:+.1f} points with it · {note}"
-            add("Without the transformer", _percent(control["accuracy"]), note)
+            add("Without the transformer", pages.percent(control["accuracy"]), note)
+        turns = metrics.get("alignment") or {}
+        if plots.is_number(turns.get("alignment_error")):
+            note = "median"
+            if plots.is_number(turns.get("turned")):
+                note += f"; images were turned by {turns['turned']:.0f}°"
+            add("Turn left over", f"{turns['alignment_error']:.1f}°", note)
     if plots.is_number(validated):
         note = f"after epoch {best_epoch}, the best" if best_epoch else ""
-        add("Validation accuracy", _percent(validated), note)
+        add("Validation accuracy", pages.percent(validated), note)
     done, planned = metrics.get("epochs", len(history)), config.get("epochs")
     note = "stopped early" if metrics.get("stopped_early") else ""
     if best_epoch:
@@ -212,14 +246,61 @@ def _headline(
     seconds = metrics.get("train_seconds", sum(spent) if spent else None)
     if plots.is_number(seconds):
         total = metrics.get("total_seconds")
-        note = f"{_duration(total)} in all" if plots.is_number(total) else ""
-        add("Training time", _duration(seconds), note)
+        note = f"{pages.duration(total)} in all" if plots.is_number(total) else ""
+        add("Training time", pages.duration(seconds), note)
     speeds = [
         r["images_per_second"] for r in history if plots.is_number(r.get("images_per_second"))
     ]
     if speeds:
         add("Speed", f"{statistics.median(speeds):,.0f} images/s", "median of the epochs")
     return numbers
+
+
+def _control(control: runs.Run | None, sweeps: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The numbers of a run without transformer: the one given, or that of a sweep."""
+    if control is not None:
+        return comparison.summarize(control)
+    found = [one for sweep in sweeps for one in sweep["runs"][1:] if "accuracy" in one]
+    return found[-1] if found else None
+
+
+def _beside(own: dict[str, Any], control: dict[str, Any] | None) -> list[tuple[str, str, str]]:
+    """A table of the numbers of a run and of its control."""
+    if control is None:
+        return []
+    return [
+        (label, comparison.write(key, own[key]), comparison.write(key, control.get(key)))
+        for key, (label, _) in comparison.COLUMNS.items()
+        if own[key] is not None and control.get(key) is not None
+    ]
+
+
+def _wall(run: runs.Run) -> list[dict[str, Any]]:
+    """The test images one by one, and the worst mistakes; as many as there is room for."""
+    shown = []
+    for worst in (False, True):
+        left, cards = WALL_BYTES // 2, []
+        for card in walls.cards(run, worst=worst):
+            left -= pages.size_of([card])
+            if left < 0:
+                break
+            cards.append(card)
+        shown.append({"worst": worst, "cards": cards})
+    return shown if shown[0]["cards"] else []
+
+
+def _sweep_in_words(sweep: dict[str, Any]) -> list[str]:
+    """What the curves of a sweep show, a sentence for each run."""
+    said = []
+    for one in sweep["runs"]:
+        first, last = one["points"][0], one["points"][-1]
+        text = f"{one['name']}: accuracy {pages.percent(first['accuracy'])} at "
+        text += f"{first['strength']:g}, {pages.percent(last['accuracy'])} at "
+        text += f"{last['strength']:g} ({sweep['unit']})"
+        if "alignment_error" in last:
+            text += f", where {last['alignment_error']:.3g} ({sweep['error_unit']}) is left over"
+        said.append(f"{text}.")
+    return said
 
 
 def _classes(test: dict[str, Any]) -> list[dict[str, Any]]:
@@ -232,7 +313,7 @@ def _classes(test: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "percent": round(100 * accuracy, 1) if known else 0,
-                "text": _percent(accuracy),
+                "text": pages.percent(accuracy),
                 "count": record.get("count", 0),
                 "order": (accuracy if known else 2.0, name),
             }
@@ -256,7 +337,7 @@ def _pairs(confusion: Any, names: list[str], most: int = 12) -> list[dict[str, s
                     "true": names[true],
                     "predicted": names[predicted],
                     "count": f"{errors[true, predicted]:,.0f}",
-                    "share": _percent(float(share)),
+                    "share": pages.percent(float(share)),
                 }
             )
     return rows
@@ -270,11 +351,11 @@ def _film_picture(run: runs.Run) -> tuple[dict[str, Any] | None, str]:
     frames, step = run.frames(), 1
     while len(film) > FILM_BYTES and len(frames) > 2 * step:
         step *= 2
-        film = pictures.film_bytes(_thin(frames, math.ceil(len(frames) / step)), colors=64)
+        film = films.film_bytes(_thin(frames, math.ceil(len(frames) / step)), colors=64)
     if len(film) > FILM_BYTES:
         return None, f"The film is too large for this page; it is in {run.film_file.name}."
     note = f"{run.film_file.name} has all {len(frames)} pictures." if step > 1 else ""
-    return _embed(film, "image/gif"), note
+    return pages.embed(film, "image/gif"), note
 
 
 def _shots(frames: list[Path]) -> list[dict[str, Any]]:
@@ -282,15 +363,11 @@ def _shots(frames: list[Path]) -> list[dict[str, Any]]:
     most = SHOTS
     while frames:
         chosen = _thin(frames, most)
-        shots = []
-        for image in pictures.indexed(chosen, 128):
-            buffer = io.BytesIO()
-            image.save(buffer, "PNG", optimize=True)
-            shots.append(buffer.getvalue())
-        if sum(map(len, shots)) <= SHOTS_BYTES or most <= 2:
+        shots = [pages.embed_picture(image) for image in films.indexed(chosen, 128)]
+        if pages.size_of(shots) <= SHOTS_BYTES * 4 / 3 or most <= 2:
             return [
-                _embed(picture, "image/png") | {"epoch": _epoch_of(frame)}
-                for picture, frame in zip(shots, chosen, strict=True)
+                shot | {"epoch": pages.epoch_of(frame)}
+                for shot, frame in zip(shots, chosen, strict=True)
             ]
         most = max(2, min(most, len(frames)) // 2)
     return []
@@ -303,27 +380,6 @@ def _thin(frames: list[Path], most: int) -> list[Path]:
     return [frames[i] for i in np.linspace(0, len(frames) - 1, max(2, most)).round().astype(int)]
 
 
-def _epoch_of(frame: Path) -> int:
-    return int(re.sub(r"\D", "", frame.stem) or 0)
-
-
-def _embed_plot(png: bytes) -> dict[str, Any]:
-    """A plot has twice the pixels that it takes on the page, for sharp screens."""
-    plot = _embed(png, "image/png")
-    return plot | {"width": plot["width"] // 2, "height": plot["height"] // 2}
-
-
-def _embed_file(file: Path, *, scale: int = 1) -> dict[str, Any] | None:
-    """A PNG of the run, with few colors, at a fraction of its size; None if it is not there."""
-    if not file.exists():
-        return None
-    with Image.open(file) as image:
-        buffer = io.BytesIO()
-        image.convert("RGB").quantize(128).save(buffer, "PNG", optimize=True)
-    picture = _embed(buffer.getvalue(), "image/png")
-    return picture | {key: picture[key] // scale for key in ("width", "height")}
-
-
 def _congealing(metrics: dict[str, Any]) -> str:
     """What straightening does to the averages, in a sentence."""
     found = metrics.get("congealing") or {}
@@ -333,8 +389,8 @@ def _congealing(metrics: dict[str, Any]) -> str:
     if not all(map(plots.is_number, sharp + spread)):
         return ""
     text = (
-        f"The average makes up {_percent(sharp[0])} of an image before, and {_percent(sharp[1])} "
-        "after it was straightened: so sharp is it."
+        f"The average makes up {pages.percent(sharp[0])} of an image before, and "
+        f"{pages.percent(sharp[1])} after it was straightened: so sharp is it."
     )
     if spread[0]:
         change = spread[1] / spread[0] - 1
@@ -344,32 +400,3 @@ def _congealing(metrics: dict[str, Any]) -> str:
             f"({spread[0]:.4f} before, {spread[1]:.4f} after)."
         )
     return text
-
-
-def _embed(data: bytes, kind: str) -> dict[str, Any]:
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-    source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return {"source": source, "width": width, "height": height}
-
-
-def _percent(value: Any) -> str:
-    return f"{100 * value:.1f}%" if plots.is_number(value) else "—"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "—"
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)

@@ -37,12 +37,14 @@ class Run:
         self.model_file = self.path / "model.keras"  # the best model so far
         self.metrics_file = self.path / "metrics.json"  # results on the test images
         self.frames_folder = self.path / "frames"  # what the monitor drew, one PNG per epoch
+        self.board_folder = self.path / "tensorboard"  # its log, where that was asked for
         self.film_file = self.path / "stn.gif"  # all frames, in order
         self.webp_file = self.path / "stn.webp"  # the same without loss of color
         self.curves_file = self.path / "curves.png"
         self.confusion_file = self.path / "confusion.png"
         self.averages_file = self.path / "averages.png"  # of each class, before and after
         self.theta_file = self.path / "theta.png"  # how images are turned, zoomed, moved
+        self.wall_file = self.path / "wall.npz"  # test images, and what it makes of them
         self.report_file = self.path / "report.html"
 
     def __repr__(self) -> str:
@@ -97,10 +99,12 @@ class Run:
     def clear(self) -> None:
         """Delete the files of the run; what else lies in the folder stays."""
         self.clear_unfinished()
-        for file in [*(v for k, v in vars(self).items() if k.endswith("_file")), *self.frames()]:
+        files = [v for k, v in vars(self).items() if k.endswith("_file")]
+        for file in [*files, *self.frames(), *self.board_folder.glob("events.out.tfevents.*")]:
             file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # holds something else, or is not there
-            self.frames_folder.rmdir()
+        for folder in (self.frames_folder, self.board_folder):
+            with contextlib.suppress(OSError):  # holds something else, or is not there
+                folder.rmdir()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Run:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from stn.tool import alignment, evaluation, plots, runs
-from stn.tool.config import UserError
+from stn.tool import alignment, comparison, evaluation, plots, runs
+from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
 
 KINDS: dict[str, tuple[str, float, tuple[float, ...]]] = {
@@ -63,9 +63,10 @@ def sweep(
         backend: Another backend than the run's.
 
     Returns:
-        `kind`, `unit`, `error_unit`, `count`, `runs`: for each run its `name` and `points`. A
-        point has `strength`, `accuracy` and, for a transformer, `alignment_error` (the median),
-        each with `_low` and `_high`, a 95 % bootstrap interval over the images.
+        `kind`, `unit`, `error_unit`, `count`, `runs`: for each run its `points` and what
+        `stn.tool.comparison.summarize` says of it. A point has `strength`, `accuracy` and, for a
+        transformer, `alignment_error` (the median), each with `_low` and `_high`, a 95 % bootstrap
+        interval over the images.
 
     Raises:
         UserError: If there is no such kind, or a run cannot be used.
@@ -103,9 +104,54 @@ def sweep(
                 left = _left_over(kind, seen, still, reader.size)
                 point |= _interval("alignment_error", left, np.median)
             points.append(point)
-        results["runs"].append({"name": one.path.resolve().name, "points": points})
+        results["runs"].append(comparison.summarize(one) | {"points": points})
     _write(opened[0], results)
     return results
+
+
+def turns_left_over(
+    model: Any, config: Config, images: np.ndarray, *, count: int = 2000
+) -> dict[str, float] | None:
+    """How much of the turns of a run's own distortion is left after its transformer.
+
+    Args:
+        model: A classifier of `stn.classifier` with a transformer.
+        config: Of the run; its distortion is drawn anew, from the seed.
+        images: uint8 `(count, height, width, channels)`, undistorted.
+        count: Images to use, at most; chosen by the seed.
+
+    Returns:
+        In degrees: `turned`, the median of the turns, and `alignment_error`, the median of what is
+        left of them, with a 95 % bootstrap interval, `_low` and `_high`; as in `sweep`. None where
+        the distortion does not turn images, or does more to them than an affine map can say.
+    """
+    import keras
+
+    from stn import models
+
+    distortion = evaluation.distortion_of(config)
+    if not distortion.angle or distortion.families != ("affine",):
+        return None
+    rng = np.random.default_rng((config.seed, _SWEEP))
+    images = images[rng.permutation(len(images))[:count]]
+    size, canvas = images.shape[1:3], tuple(model.input_shape[1:3])
+    grid = keras.Model(model.input, model.get_layer(models.TRANSFORMER).output[2])
+    params = distortion.params(len(images), size, rng)
+    back = np.tile(np.eye(3), (len(images), 1, 1))
+    back[:, :2] = params.reshape(-1, 2, 3)
+    to_canvas, to_image = (np.diag([n[1] / 2, n[0] / 2, 1.0]) for n in (canvas, size))
+    back = to_image @ back @ np.linalg.inv(to_canvas)
+    turned = distortions.warp_images(images, params, canvas)
+    upright, still = disturb(images, "rotation", 0.0, canvas, rng, jitter=0.5)
+    seen, unturned = (
+        disturbed @ alignment.affine_part(grid.predict(one, batch_size=500, verbose=0), canvas)[0]
+        for one, disturbed in ((turned, back), (upright, still))
+    )
+    left = _left_over("rotation", seen, unturned, size)
+    angles = np.abs(alignment.decompose(back, size)["angle"])
+    return {"turned": round(float(np.median(angles)), 6)} | _interval(
+        "alignment_error", left, np.median
+    )
 
 
 class _Reader:

@@ -22,7 +22,20 @@ import keras
 import numpy as np
 
 from stn import models
-from stn.tool import alignment, data, environment, pictures, plots, report, runs
+from stn.tool import (
+    alignment,
+    data,
+    environment,
+    examples,
+    films,
+    pictures,
+    plots,
+    report,
+    runs,
+    sweeps,
+    walls,
+)
+from stn.tool.board import Board
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
 from stn.tool.evaluation import (
@@ -80,6 +93,7 @@ def train(
         _check_resumable(run, config)
     else:
         _check_free(run, overwrite)
+    board = Board(run, wanted=config.tensorboard)
 
     # Data. The test images are loaded at the end, when everything has been decided.
     with progress.step(f"Reading {config.data}"):
@@ -133,6 +147,7 @@ def train(
             },
         )
         monitor.draw(0)
+        board.add(0, {}, run.frame_file(0))
         _save(run, model, state, best)
     progress.say(summary)
     progress.say(_plan(config, len(names), train_split, validation_split, run))
@@ -176,9 +191,12 @@ def train(
             _save_model(run, model)
         state["seconds"] += time.perf_counter() - started
         monitor.draw(epoch)
+        board.add(epoch, record, run.frame_file(epoch))
         _save(run, model, state, best)
         runs.write_json(run.history_file, state["history"])
         progress.epoch_done(record, best=state["best_epoch"] == epoch)
+
+    board.close()
 
     # The best weights, tested once.
     model.set_weights(best)
@@ -186,8 +204,11 @@ def train(
     with progress.step("Testing the best model, drawing the report"):
         test = _load_test(config, shape, run)
         test_images = distorted_test(config, test)
-        results = score(predict_probabilities(model, test_images), test.labels, names)
-        straightened = {}
+        probabilities = predict_probabilities(model, test_images)
+        results = score(probabilities, test.labels, names)
+        probe = examples.Probe(model, config.transform)
+        walls.hang(run, probe, test_images, test.labels, probabilities, seed=config.seed)
+        straightened, turned = {}, None
         if config.transform != "none":
             seen = alignment.survey(model, test_images, test.labels, len(names))
             straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
@@ -195,6 +216,7 @@ def train(
                 averages = seen["inputs"].means(), seen["outputs"].means()
                 pictures.draw_averages(*averages, names).save(temporary)
             plots.draw_theta(seen["quantities"], run.theta_file)
+            turned = sweeps.turns_left_over(model, config, test.images)
         best_record = state["history"][state["best_epoch"] - 1]
         runs.write_json(
             run.metrics_file,
@@ -213,6 +235,7 @@ def train(
                     "accuracy": best_record["accuracy"],
                 },
                 "congealing": straightened,
+                "alignment": turned,
                 "best_epoch": state["best_epoch"],
                 "epochs": len(state["history"]),
                 "stopped_early": _out_of_patience(config, state),
@@ -222,7 +245,7 @@ def train(
             },
         )
         for film in (run.film_file, run.webp_file):
-            pictures.write_film(run.frames(), film)
+            films.write_film(run.frames(), film)
         plots.draw_curves(state["history"], run.curves_file, best_epoch=state["best_epoch"])
         plots.draw_confusion(results["confusion"], names, run.confusion_file)
         report.write_report(run)

@@ -1,0 +1,179 @@
+"""Several runs beside each other: one table and one page."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stn.tool import pages, plots, runs
+from stn.tool.config import UserError
+
+PICTURES = 12  # test images on the page, seen by every run
+WALL_BYTES = 2_500_000  # of all their pictures on the page
+
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "accuracy": ("Test accuracy", lambda value: f"{100 * value:.2f}%"),
+    "validation_accuracy": ("Validation accuracy", lambda value: f"{100 * value:.2f}%"),
+    "parameters": ("Parameters", lambda value: f"{value:,}"),
+    "epochs": ("Epochs", lambda value: f"{value}"),
+    "train_seconds": ("Training time", pages.duration),
+    "images_per_second": ("Images/s in training", lambda value: f"{value:,.0f}"),
+    "alignment_error": ("Turn left over", lambda value: f"{value:.1f}°"),
+    "variance": ("Variance within a class", lambda value: f"{100 * value:+.0f}%"),
+    "sharpness": ("Sharpness of averages", lambda value: f"{100 * value:.1f}%"),
+}
+"""By key of `summarize`: how it is called, and how it is written."""
+
+
+def summarize(run: runs.Run) -> dict[str, Any]:
+    """The numbers of a run that can be compared with those of others; None what is not known.
+
+    Args:
+        run: A run; it need not be finished.
+
+    Returns:
+        `name`; `transform`; `finished`; those of `COLUMNS`, of which `images_per_second` is the
+        median of the epochs, `alignment_error` the median turn left over in degrees, `variance`
+        the change of the variance within a class by straightening, `sharpness` that of the averages
+        afterwards.
+    """
+    metrics = run.metrics if run.metrics_file.exists() else {}
+    history = run.history
+    speeds = [
+        r["images_per_second"] for r in history if plots.is_number(r.get("images_per_second"))
+    ]
+    before, after = (
+        (metrics.get("congealing") or {}).get(key) or {} for key in ("inputs", "outputs")
+    )
+    spread, left = (one.get("within_class_variance") for one in (before, after))
+    found = {
+        "accuracy": (metrics.get("test") or {}).get("accuracy"),
+        "validation_accuracy": (metrics.get("validation") or {}).get("accuracy"),
+        "parameters": metrics.get("parameters"),
+        "epochs": metrics.get("epochs", len(history)),
+        "train_seconds": metrics.get("train_seconds"),
+        "images_per_second": statistics.median(speeds) if speeds else None,
+        "alignment_error": (metrics.get("alignment") or {}).get("alignment_error"),
+        "variance": left / spread - 1 if plots.is_number(left) and spread else None,
+        "sharpness": after.get("sharpness"),
+    }
+    return {
+        "name": run.path.resolve().name,
+        "transform": run.config.transform,
+        "finished": bool(metrics),
+    } | {key: value if plots.is_number(value) else None for key, value in found.items()}
+
+
+def write(key: str, value: Any) -> str:
+    """A number of `summarize` as text."""
+    return "—" if value is None else COLUMNS[key][1](value)
+
+
+def compare(
+    compared: Sequence[runs.Run | str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str] = "compare.html",
+) -> dict[str, Any]:
+    """Put runs beside each other, as numbers and on a page with their pictures.
+
+    Args:
+        compared: Runs, or their folders; two or more.
+        out: The HTML file to write.
+
+    Returns:
+        `runs`, what `summarize` says of each; `differences`, by key of the configuration the value
+        of each run where they are not the same; `page`, the path of the page.
+
+    Raises:
+        UserError: If there are fewer than two runs, or one cannot be used.
+
+    Example:
+        >>> compare(["runs/affine", "runs/control"])["runs"][0]["accuracy"]  # doctest: +SKIP
+        0.973
+    """
+    opened = [
+        run if isinstance(run, runs.Run) else runs.Run.open(run)
+        for run in ([compared] if isinstance(compared, str | os.PathLike) else compared)
+    ]
+    if len(opened) < 2:
+        raise UserError(f"Expected two runs or more. Received: {len(opened)}")
+    out = Path(out)
+    if out.is_dir():
+        raise UserError(f"Expected an HTML file to write. Received: {str(out)!r}, a folder")
+    configs = [run.config.model_dump() for run in opened]
+    settings = {key: [config[key] for config in configs] for key in configs[0]}
+    differences = {
+        key: values
+        for key, values in settings.items()
+        if any(value != values[0] for value in values)
+    }
+    results = {
+        "runs": [summarize(run) for run in opened],
+        "differences": differences,
+        "page": str(out),
+    }
+    runs.write_text(out, pages.render("compare.html", _page(opened, results)))
+    return results
+
+
+def _page(opened: Sequence[runs.Run], results: dict[str, Any]) -> dict[str, Any]:
+    rows = []
+    for key, (label, _) in COLUMNS.items():
+        values = [one[key] for one in results["runs"]]
+        if any(value is not None for value in values):
+            rows.append((label, [write(key, value) for value in values]))
+    fields = type(opened[0].config).model_fields
+    return {
+        "names": _distinct([run.path for run in opened]),
+        "rows": rows,
+        "finished": [one["finished"] for one in results["runs"]],
+        "comparable": not {"data", "distort"} & results["differences"].keys(),
+        "differences": [
+            (key, [pages.plain(value) for value in values], fields[key].description or "")
+            for key, values in results["differences"].items()
+        ],
+        "wall": _wall(opened),
+        "curves": pages.embed(
+            plots.comparison_bytes(
+                [run.history for run in opened], _distinct([run.path for run in opened])
+            ),
+            "image/png",
+            scale=2,
+        ),
+        "averages": [pages.embed_file(run.averages_file) for run in opened],
+    }
+
+
+def _distinct(paths: Sequence[Path]) -> list[str]:
+    """The names of folders, with as many of their parents as it takes to tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-count:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({i})" for i, name in enumerate(names, 1)]
+
+
+def _wall(opened: Sequence[runs.Run]) -> list[dict[str, Any]]:
+    """The same test images as every run sees them; those first about which the runs disagree."""
+    from stn.tool import walls
+
+    hung = [walls.cards(run, worst=False) for run in opened]
+    shared = set.intersection(*({card["index"] for card in cards} for cards in hung))
+    same_data = len({(run.config.data, run.config.seed) for run in opened}) == 1
+    if not shared or not same_data:
+        return []
+    by_index = [{card["index"]: card for card in cards} for cards in hung]
+    order = [card["index"] for card in hung[0] if card["index"] in shared]
+    order.sort(key=lambda index: len({cards[index]["right"] for cards in by_index}), reverse=True)
+    rows, left = [], WALL_BYTES
+    for index in order[:PICTURES]:
+        cards = [own[index] for own in by_index]
+        left -= pages.size_of(cards)
+        if left < 0:
+            break
+        rows.append({"true": cards[0]["true"], "cards": cards})
+    return rows

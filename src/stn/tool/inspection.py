@@ -1,0 +1,95 @@
+"""One image: where a model looks in it, what it makes of it, and what it takes it for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from stn.tool import alignment, evaluation, examples, pictures, runs
+from stn.tool.config import UserError
+
+CLASSES = 5  # shown, the most probable ones
+
+
+def inspect(
+    run: runs.Run | str | os.PathLike[str],
+    image: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    backend: str | None = None,
+) -> dict[str, Any]:
+    """Look at what a model does with one image.
+
+    Args:
+        run: A run, its folder, or a `.keras` file in that folder.
+        image: A file, as `stn.predict` takes it; of an animation the first frame.
+        out: Where to write a picture of it, as PNG; nowhere by default.
+        backend: Another backend than the run's.
+
+    Returns:
+        `image`, its path; `classes`, the most probable first, each with its `class` and its
+        `probability`; `transform`, the family; and, if there is a transformer, its parameters
+        `params`, what they do to the picture in numbers (`about`: degrees, factors, fractions of
+        the image) and in plain `words`. With `out` the path of the `picture`.
+
+    Raises:
+        UserError: If the run, the image or the place of the picture cannot be used.
+
+    Example:
+        >>> inspect("runs/affine", "seven.png")["words"]  # doctest: +SKIP
+        'turned 31° left, zoomed 1.2x'
+    """
+    found, picture = look(run, image, backend=backend)
+    if out is not None:
+        found["picture"] = str(save(picture, out))
+    return found
+
+
+def look(
+    run: runs.Run | str | os.PathLike[str],
+    image: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+) -> tuple[dict[str, Any], Image.Image]:
+    """What `inspect` returns, and the picture of it."""
+    run = evaluation.open_run(run)
+    name, pixels = evaluation.read_one(run, image)
+    model = evaluation.load_model(run, backend or run.config.backend)
+    transform, names = run.config.transform, run.dataset["class_names"]
+    seen = examples.Probe(model, transform).look(pixels[None], mesh=True)
+    probabilities = seen.probabilities[0]
+    order = (-probabilities).argsort(kind="stable")[:CLASSES]
+    found: dict[str, Any] = {
+        "image": name,
+        "classes": [
+            {"class": str(names[i]), "probability": float(probabilities[i])} for i in order
+        ],
+        "transform": transform,
+    }
+    if seen.params is not None:
+        found["params"] = [float(value) for value in seen.params[0]]
+        found["about"] = dict(seen.about[0])
+        found["words"] = alignment.in_words(seen.about[0])
+    picture = pictures.draw_inspection(
+        pixels,
+        None if seen.straight is None else seen.straight[0],
+        None if seen.outlines is None else seen.outlines[0],
+        [line[0] for line in seen.lines],
+        title=Path(name).name,
+        words=found.get("words", "no transformer: the model sees the image as it is"),
+        classes=[(one["class"], one["probability"]) for one in found["classes"]],
+    )
+    return found, picture
+
+
+def save(picture: Image.Image, out: str | os.PathLike[str]) -> Path:
+    """Write a picture as PNG, all of it or nothing."""
+    out = Path(out)
+    if out.is_dir():
+        raise UserError(f"Expected a file to write. Received: {str(out)!r}, a folder")
+    with runs.atomic(out) as temporary:
+        picture.save(temporary, "PNG")
+    return out

@@ -1,0 +1,104 @@
+"""What is printed of predictions: tables for people, JSON and CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from rich import progress as bars
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from stn.tool.config import UserError
+from stn.tool.images import NothingFoundError
+
+_TABLE_ROWS = 1000  # of a table; more come in several
+
+
+class Watch:
+    """What a person sees of predictions: how many there are, and what could not be used."""
+
+    def __init__(self, *, live: bool):
+        self.failures, self._missing = 0, 0
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.bar = bars.Progress(
+            bars.SpinnerColumn(),
+            bars.TextColumn("{task.completed:,.0f} images"),
+            bars.TextColumn("{task.fields[rate]}"),
+            bars.TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not (live and self._console.is_terminal),
+        )
+
+    def over(self, results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The results, counted; the command ends here if there was nothing to look at."""
+        done, begun = 0, 0.0
+        with self.bar:
+            task = self.bar.add_task("", total=None, rate="")
+            for done, result in enumerate(results, 1):
+                begun = begun or time.perf_counter()  # without the time it takes to load the model
+                rate = done / (time.perf_counter() - begun + 1e-3)
+                self.bar.update(task, completed=done, rate=f"{rate:,.0f} images/s")
+                yield result
+        if not done and self.failures == self._missing:
+            raise typer.Exit(2)
+        if self.failures:
+            self._say(f"Left out {self.failures:,}, for the reasons above. Classified {done:,}")
+
+    def failed(self, error: UserError) -> None:
+        """Say what could not be used, and why."""
+        self.failures += 1
+        self._missing += isinstance(error, NothingFoundError)
+        self._say(str(error))
+
+    def _say(self, message: str) -> None:
+        self._console.print(Text.assemble(("stn:", "bold red"), f" {message}"))
+
+
+def print_json(results: Iterator[dict[str, Any]]) -> None:
+    """One JSON array, written as it goes, and closed whatever happens; nothing before a result."""
+    begun = False
+    try:
+        for result in results:
+            sys.stdout.write((",\n" if begun else "[\n") + json.dumps(result))
+            begun = True
+    finally:
+        if begun:
+            sys.stdout.write("\n]\n")
+    if not begun:
+        sys.stdout.write("[]\n")
+
+
+def print_csv(results: Iterator[dict[str, Any]], columns: list[str]) -> None:
+    """Comma-separated values with a header, a line as soon as it is there."""
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+    first = next(results, None)
+    writer.writeheader()
+    if first is not None:
+        writer.writerow(first)
+        writer.writerows(results)
+
+
+def print_tables(results: Iterator[dict[str, Any]], columns: list[str], watch: Watch) -> None:
+    """A table, or several, lest a hundred thousand rows have to be kept until the last."""
+    while block := list(itertools.islice(results, _TABLE_ROWS)):
+        table = Table()
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for result in block:
+            shown = result | {"probability": f"{result['probability']:.1%}"}
+            table.add_row(*(escape(shown[column]) for column in columns))
+        watch.bar.stop()
+        Console(soft_wrap=True).print(table)
+        watch.bar.start()
