@@ -246,6 +246,22 @@ def test_loss_is_the_smoothed_cross_entropy(smoothing, shapes_config):
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
+def test_half_precision_and_several_steps_at_a_time(shapes_config):
+    import keras
+
+    from stn.tool import training
+
+    config = shapes_config.replace(precision="bfloat16", steps_per_execution=3)
+    model = training.build(config, (14, 14, 1), 4, steps=4)
+    assert keras.config.dtype_policy().name == "float32"
+    assert model.get_layer(stn.models.TRANSFORMER).compute_dtype == "bfloat16"
+    assert {str(weight.dtype) for weight in model.trainable_weights} == {"float32"}
+    assert model.layers[-1].compute_dtype == "float32"
+    assert model.steps_per_execution == 3
+    images, labels = np.zeros((8, 14, 14, 1), "uint8"), np.arange(8) % 4
+    assert np.isfinite(model.train_on_batch(images, labels)[0])
+
+
 def test_constant_learning_rate_and_weight_decay(shapes_config):
     from stn.tool import training
 

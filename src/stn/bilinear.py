@@ -110,7 +110,7 @@ def read_natively(
     if (
         any(tensor.dtype != torch.float32 or tensor.device.type == "meta" for tensor in tensors)
         or torch.compiler.is_compiling()  # makes one loop of the reference
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         or (torch.are_deterministic_algorithms_enabled() and values.is_cuda)
     ):
         return None

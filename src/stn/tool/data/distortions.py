@@ -234,9 +234,9 @@ def _compiled_warp(
     """`stn.warp` compiled for images of one shape, on whatever backend Keras runs."""
     import keras
 
-    from stn import Composition, warp
+    from stn import Composition, get_transform, warp
 
-    family = Composition(families)
+    family = Composition(families) if len(families) > 1 else get_transform(families[0])
 
     class Warp(keras.layers.Layer):
         def call(self, images: Any, params: Any) -> Any:
