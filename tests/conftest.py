@@ -12,6 +12,9 @@ import pytest
 # The tensors here are tiny: on a busy machine threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What its libraries log on the way is no output of ours.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
 # The same small models are compiled again and again, by other processes too; JAX can remember.
 _COMPILED = tempfile.TemporaryDirectory(prefix="stn-tests-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)

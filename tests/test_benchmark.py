@@ -317,6 +317,7 @@ def test_train(command, tmp_path):
     check_environment(record)
     ours = {"compact", "compact, augmented", "reference"}
     if keras.backend.backend() == "tensorflow":
+        ours |= {"tutorial, XLA"}
         assert set(record["steps"]) == ours | {"tutorial"}
         assert set(record["ratios"]) == ours
     else:

@@ -51,15 +51,22 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
     if environment.has_accelerator():
         shapes += tuple((_FILLING * count, *rest) for count, *rest in SHAPES)
     cases = []
+    weighed = set()  # memory grows with the number of channels, not otherwise
     for shape in options.shapes or (_QUICK_SHAPES if options.quick else shapes):
         for way in PASSES:
             with progress.step(f"{'x'.join(map(str, shape))} {way}"):
                 case = Case.draw(shape, way)
                 cases.append(
                     measure_case(
-                        case, present, bandwidth=bandwidth, rounds=rounds, quick=options.quick
+                        case,
+                        present,
+                        bandwidth=bandwidth,
+                        rounds=rounds,
+                        quick=options.quick,
+                        weigh=shape[-1] not in weighed,
                     )
                 )
+        weighed.add(shape[-1])
     with progress.step("Growth"):
         growth = _measure_growth(rounds=rounds, quick=options.quick) if not options.shapes else []
     taken = [case["neighbors"] for case in cases if case["neighbors"] is not None]
@@ -73,9 +80,15 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
 
 
 def measure_case(
-    case: Case, peers: Sequence[str], *, bandwidth: float, rounds: int, quick: bool = False
+    case: Case,
+    peers: Sequence[str],
+    *,
+    bandwidth: float,
+    rounds: int,
+    quick: bool = False,
+    weigh: bool = True,
 ) -> dict[str, Any]:
-    """One case: who agrees with us takes part, and takes turns with us."""
+    """One case: who agrees with us takes part, and takes turns with us; the memory of both."""
     _forget_compiled()
     able: dict[tuple[str, str], Contender] = {}
     left_out = []
@@ -130,7 +143,7 @@ def measure_case(
     best = {}
     for entry in sorted(entries, key=lambda entry: entry["seconds"]["median"]):
         best.setdefault(entry["name"], entry["variant"])
-    if case.way != "forward" and not quick:
+    if weigh and case.way != "forward" and not quick:
         for entry in entries:
             name, variant = entry["name"], entry["variant"]
             if name in ("stn", "torch") and best[name] == variant:

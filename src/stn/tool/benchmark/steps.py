@@ -46,6 +46,7 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
             models[name], blocks[name] = _ours(config, split)
         if keras.backend.backend() == "tensorflow":
             blocks[BASELINE] = _theirs(split, batch)
+            blocks[f"{BASELINE}, XLA"] = _theirs(split, batch, jit_compile=True)
         else:
             missing[BASELINE] = (
                 "It is written for TensorFlow, and Keras runs on " + keras.backend.backend()
@@ -143,14 +144,14 @@ def _ours(config: Config, split: Split) -> tuple[Any, Callable[[], float]]:
     return model, block
 
 
-def _theirs(split: Split, batch: int) -> Callable[[], float]:
-    """The tutorial's model, compiled as Keras does by default, fed from arrays."""
-    model = tutorial_model()
+def _theirs(split: Split, batch: int, **options: Any) -> Callable[[], float]:
+    """The tutorial's model, compiled as Keras does by default or as told, fed from arrays."""
+    model = tutorial_model(**options)
     images, labels = split.images.astype("float32") / 255, split.labels
     return lambda: _fit(model, images, labels, batch_size=batch)
 
 
-def tutorial_model() -> keras.Model:
+def tutorial_model(**options: Any) -> keras.Model:
     """The network of the tutorials, with the sampler that they have: four times `tf.gather_nd`."""
     import tensorflow as tf
 
@@ -195,7 +196,7 @@ def tutorial_model() -> keras.Model:
     theta = layers.Dense(6, kernel_initializer="zeros", bias_initializer=identity)(features(images))
     x = layers.Dropout(0.5)(features(Sampler()(images, theta)))
     model = keras.Model(images, layers.Dense(_CLASSES, activation="softmax")(x))
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], **options)
     return model
 
 
