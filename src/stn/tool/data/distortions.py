@@ -236,7 +236,7 @@ def _compiled_warp(
 
     from stn import Composition, get_transform, warp
 
-    family = Composition(families) if len(families) > 1 else get_transform(families[0])
+    family = get_transform(families[0]) if len(families) == 1 else Composition(families)
 
     class Warp(keras.layers.Layer):
         def call(self, images: Any, params: Any) -> Any:
