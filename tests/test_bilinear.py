@@ -137,6 +137,11 @@ def test_pytorchs_own_kernel(size, padding, align_corners, gradient, monkeypatch
     still[1] = family.identity  # one image at the identity: all are read in the exact way
     both(images, still)
     assert not calls[-1]
+    still[1] = params[1]
+    still[1, -1] = np.nan  # the last axis only
+    read = ops.convert_to_numpy(stn.warp(images, still, family, padding=padding))
+    assert np.isnan(read[1]).all()
+    assert np.isfinite(read[[0, 2]]).all()
     monkeypatch.setattr(bilinear, "read_natively", lambda *_: None)
     for one, other in zip(found, both(images, params), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)

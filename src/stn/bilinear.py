@@ -117,9 +117,9 @@ def read_natively(
     ends = torch.stack(
         pixels([coordinate.detach().flatten(1)[:, [0, -1]] for coordinate in points])
     )
-    # NaN is not below anything: an image with one is read in another way, too.
-    between = ((ends - ends.round()).abs() > 0).flatten(2).any(-1).any(0)
-    if not bool(between.all()):
+    between = (ends != ends.round()).any(dim=-1).any(dim=0)  # of each image
+    # What is not a number or infinite is not read as promised either.
+    if not bool(between.all() & ends.isfinite().all()):
         return None
     last = len(values.shape) - 1
     result = torch.nn.functional.grid_sample(
