@@ -275,7 +275,7 @@ def torch_native(case: Case) -> Variants:
 
 def kornia(case: Case) -> Variants:
     """Its `warp_affine`, from matrices in pixels, from image to result."""
-    from kornia.geometry.transform import warp_affine
+    from kornia.geometry.transform import warp_affine  # pyright: ignore[reportMissingImports]
 
     size = case.images.shape[1:3]
     back = case.pixel_matrices()
