@@ -383,12 +383,14 @@ def predict(
         )
     )
     columns = ["image", "class", "probability"] + ["straightened"] * (save_straightened is not None)
-    if json_:
-        printing.print_json(results)
-    elif csv_:
-        printing.print_csv(results, columns)
-    else:
-        printing.print_tables(results, columns, watch)
+    with contextlib.closing(results):  # and the bar with it, whatever happens
+        if json_:
+            printing.print_json(results)
+        elif csv_:
+            printing.print_csv(results, columns)
+        else:
+            printing.print_tables(results, columns, watch)
+    watch.sum_up()
     if watch.failures:
         raise typer.Exit(1)
 
