@@ -72,6 +72,7 @@ def test_data_list(command):
     code, out, err = command("data", "list")
     assert (code, err) == (0, "")
     assert "697,932" in out
+    assert 'pip install "stn[tfds]"' in out
     code, out, err = command("data", "list", "--json")
     assert (code, err) == (0, "")
     sources = {source["name"]: source for source in json.loads(out)}
