@@ -457,6 +457,8 @@ def compare(
     for key, values in results["differences"].items():
         table.add_row(f"[dim]{key}[/]", *(f"[dim]{escape(str(value))}[/]" for value in values))
     Console(soft_wrap=True).print(table)
+    for note in results["notes"]:
+        typer.echo(note)
     typer.echo(results["page"])
 
 

@@ -78,7 +78,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
     test = metrics.get("test") or {}
     names = [str(name) for name in test.get("class_names") or []]
     confusion = test.get("confusion") if names else None
-    best_epoch = metrics.get("best_epoch") or _best_epoch(history)
+    best_epoch = metrics.get("best_epoch") or comparison.best_epoch(history)
     summary = run.summary_file
     film, film_note = _film_picture(run)
     sweeps = [_read_sweep(run, file) for file in sorted(run.path.glob("sweep-*.json"))]
@@ -185,16 +185,6 @@ def _notice(config: dict[str, Any], history: list[dict[str, Any]], metrics: dict
     of = f" of {planned}" if plots.is_number(planned) else ""
     done = f"{len(history)}{of} epochs are" if history else "No epoch is"
     return f"Training has not finished. {done} done; there are no results on test images yet."
-
-
-def _best_epoch(history: list[dict[str, Any]]) -> int | None:
-    """The epoch that training would keep if it ended now."""
-    rated = [
-        (record["val_loss"], record.get("epoch", index + 1))
-        for index, record in enumerate(history)
-        if plots.is_number(record.get("val_loss"))
-    ]
-    return min(rated)[1] if rated else None
 
 
 def _headline(

@@ -121,6 +121,12 @@ class Run:
             UserError: If it is missing, is not a run, or has another layout version.
         """
         run = cls(path)
+        if run.path.is_file():
+            inside = (run.path.parent / run.config_file.name).is_file()
+            raise UserError(
+                f"Expected a run folder. Received: {str(path)!r}, a file"
+                + (f"; the folder is {str(run.path.parent)!r}" if inside else "")
+            )
         if not run.path.is_dir():
             raise UserError(f"Expected a run folder. Received: {str(path)!r}, which does not exist")
         if not run.environment_file.is_file() or not run.config_file.is_file():
@@ -199,9 +205,13 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: writers such as Pillow and Keras choose the format by it.
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f"{_UNFINISHED}{path.stem}-", suffix=path.suffix
-    )
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f"{_UNFINISHED}{path.stem}-", suffix=path.suffix
+        )
+    except OSError as error:
+        error.filename = str(path)  # what was asked for, not the temporary name
+        raise
     os.close(handle)
     temporary = Path(name)
     try:
