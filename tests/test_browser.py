@@ -143,5 +143,34 @@ def test_a_watched_page_loads_itself_again(visit, run, tmp_path):
         for file in (run.environment_file, run.config_file, run.history_file):
             shutil.copy(file, growing.path)
         seen.page.wait_for_selector("text=4 of 4 epochs are done", timeout=30_000)
-        assert seen.complaints == []
+        assert seen.page.locator("#connection:visible").count() == 0
+        history = growing.history_file.read_text(encoding="utf-8")
+        growing.history_file.write_text("[", encoding="utf-8")
+        seen.page.wait_for_timeout(2500)
+        assert seen.page.locator("text=4 of 4 epochs are done").count(), "not a page of an error"
+        again = visit(address)
+        assert again.page.inner_text("h1") == "One moment"
+        growing.history_file.write_text(history, encoding="utf-8")
+        again.page.wait_for_selector("text=4 of 4 epochs are done", timeout=30_000)
+        again.page.close()
+        assert all("503" in text for text in seen.complaints)
         assert {one.startswith(address) for one in seen.asked if "data:" not in one} == {True}
+
+
+def test_a_watched_page_outlives_the_server(visit, run, tmp_path):
+    growing = runs.Run(tmp_path / "run")
+    growing.path.mkdir()
+    for file in (run.environment_file, run.config_file, run.history_file):
+        shutil.copy(file, growing.path)
+    with watching.serve(growing) as address:
+        lost, last = visit(address), visit(address)
+        lost.page.route("**/", lambda route: route.abort())
+        lost.page.wait_for_timeout(2500)
+        shutil.copy(run.metrics_file, growing.path)
+    last.page.wait_for_selector("text=Training has ended; this page changes no more.")
+    assert last.page.locator("text=Test accuracy").count()
+    lost.page.wait_for_selector("text=Training has ended or the connection to it is lost")
+    assert lost.page.locator("text=4 of 4 epochs are done").count()
+    asked = len(last.asked)
+    last.page.wait_for_timeout(2500)
+    assert len(last.asked) == asked

@@ -72,6 +72,7 @@ def test_data_list(command):
     code, out, err = command("data", "list")
     assert (code, err) == (0, "")
     assert "697,932" in out
+    assert 'pip install "stn[tfds]"' in out
     code, out, err = command("data", "list", "--json")
     assert (code, err) == (0, "")
     sources = {source["name"]: source for source in json.loads(out)}
@@ -401,6 +402,14 @@ def test_compare(command, trained, tmp_path):
     code, out, err = command("compare", trained.run.path, other, "--out", page, "--json")
     assert (code, err) == (0, "")
     assert [one["name"] for one in json.loads(out)["runs"]] == ["trained", "other"]
+    twin = tmp_path / "deep" / "other"
+    shutil.copytree(other, twin)
+    twin.joinpath("wall.npz").unlink()
+    code, out, err = command("compare", other, twin, "--out", page)
+    assert (code, err) == (0, "")
+    assert f"{tmp_path.name}/other" in out
+    assert "deep/other" in out
+    assert "No test images of deep/other: there is no wall.npz" in out
     code, out, err = command("compare", other, "--out", tmp_path / "none.html")
     assert (code, out) == (2, "")
     assert "Expected two runs or more" in err

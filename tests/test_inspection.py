@@ -196,12 +196,37 @@ def test_compare_runs_on_other_data(trained, other):
 def test_compare_a_run_that_is_not_finished(trained, tmp_path):
     run = runs.Run(tmp_path / "begun")
     run.path.mkdir()
-    for file in ("config.toml", "environment.json"):
+    for file in ("config.toml", "environment.json", "history.json"):
         shutil.copy(trained.run.path / file, run.path)
     begun = stn.compare([trained.run, run], out=tmp_path / "page.html")["runs"][1]
     assert not begun["finished"]
     assert begun["accuracy"] is None
+    metrics = trained.run.metrics
+    assert begun["validation_accuracy"] == metrics["validation"]["accuracy"]
+    seconds = [record["seconds"] for record in run.history]
+    assert begun["train_seconds"] == pytest.approx(sum(seconds))
     assert "(not finished)" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_compare_says_what_is_left_out(trained, other, tmp_path):
+    page = tmp_path / "page.html"
+    assert stn.compare([trained.run, other], out=page)["notes"] == []
+    begun = runs.Run(tmp_path / "begun")
+    begun.path.mkdir()
+    for file in ("config.toml", "environment.json"):
+        shutil.copy(trained.run.path / file, begun.path)
+    compared = [begun, trained.run, other]
+    [note] = stn.compare(compared, out=page)["notes"]
+    assert note.startswith("No test images of begun: its training has not finished; `stn train --r")
+    text = page.read_text(encoding="utf-8")
+    assert "No test images of begun" in text
+    shown = text[text.index('id="wall"') :]
+    assert shown.index("trained</p>") < shown.index("other</p>"), "the others are shown"
+    assert "begun</p>" not in shown
+    other.wall_file.unlink()
+    notes = stn.compare(compared, out=page)["notes"]
+    assert notes[1] == "No test images of other: there is no wall.npz in its folder"
+    assert "Those first" not in page.read_text(encoding="utf-8")
 
 
 def test_names_of_runs_are_told_apart(tmp_path):

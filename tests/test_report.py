@@ -605,3 +605,30 @@ def test_report_is_all_or_nothing(tmp_path):
         report.write_report(run)
     assert run.report_file.read_bytes() == before
     assert not leftovers(run.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("wall.npz", "x", "delete it"),
+        ("wall.npz", "", "delete it"),
+        ("wall.npz", "PK\x03\x04", "delete it"),
+        ("averages.png", "x", "delete it"),
+        ("theta.png", "x", "delete it"),
+        ("stn.gif", "x", "delete it"),
+        ("frames/epoch-001.png", "x", "delete it"),
+        ("sweep-rotation.json", '{"a": 1}', "--sweep rotation`, or delete it"),
+        ("sweep-rotation.json", "[]", "--sweep rotation`, or delete it"),
+        ("sweep-rotation.json", '{"kind": "rotation", "unit": "", "runs": [3]}', "or delete it"),
+        ("history.json", '{"a": 1}', "of another kind"),
+        ("metrics.json", "[]", "of another kind"),
+    ],
+)
+def test_a_damaged_file_is_named(name, content, message, tmp_path):
+    run = make_run(tmp_path / "run")
+    (run.path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"^Expected .* Received: ") as raised:
+        report.write_report(run)
+    assert str(run.path / name) in str(raised.value)
+    assert message in str(raised.value)
+    assert not run.report_file.exists()

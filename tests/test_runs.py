@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pathlib
 import shutil
 import stat
 import subprocess
@@ -104,6 +105,12 @@ def test_place_that_cannot_be_written():
         pytest.fail("there is no such place")
 
 
+def test_place_that_cannot_be_written_is_named_as_asked():
+    with pytest.raises(OSError) as raised:
+        runs.write_text(pathlib.Path("/proc/x.png"), "")
+    assert raised.value.filename == "/proc/x.png"
+
+
 # --- opening -------------------------------------------------------------------------------------
 
 
@@ -127,9 +134,14 @@ def test_open_what_is_not_a_run(run, missing):
         runs.Run.open(run.path)
 
 
-def test_open_file(run):
-    with pytest.raises(UserError, match="Expected a run folder"):
+def test_open_file(run, tmp_path):
+    with pytest.raises(UserError, match=r"Expected a run folder.*config.toml', a file; the") as of:
         runs.Run.open(run.config_file)
+    assert str(of.value).endswith(f"the folder is {str(run.path)!r}")
+    other = tmp_path / "other" / "notes.txt"
+    runs.write_text(other, "")
+    with pytest.raises(UserError, match=r"notes.txt', a file$"):
+        runs.Run.open(other)
 
 
 def test_open_another_layout_version(run):

@@ -2,6 +2,9 @@
 
 import http.client
 import socket
+import struct
+import threading
+import time
 import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
@@ -77,7 +80,10 @@ def test_a_damaged_file_is_tried_again(run):
     start(run, 1)
     run.history_file.write_text("[", encoding="utf-8")
     with watching.serve(run) as address:
-        assert get(address)[0] == 503
+        status, page = get(address)
+        assert status == 503
+        assert "history.json" in page
+        assert 'fetch("/state")' in page, "it tries again by itself"
         start(run, 1)
         assert get(address)[0] == 200
 
@@ -96,3 +102,69 @@ def test_it_ends_though_a_browser_holds_on(run):
         socket.create_connection(("127.0.0.1", urlsplit(address).port), timeout=5) as held,
     ):
         held.sendall(b"GET / HTTP/1.1\r\n")  # and never the rest
+
+
+def test_the_run_that_is_replaced_is_not_shown(run):
+    start(run, 5)
+    with watching.serve(run, new=True) as address:
+        assert "Training begins" in get(address)[1]
+        run.clear()
+        assert "Training begins" in get(address)[1]
+        start(run, 2)
+        assert "2 of 9 epochs are done" in get(address)[1]
+    with watching.serve(run) as address:
+        assert "2 of 9 epochs are done" in get(address)[1], "one that goes on"
+
+
+def test_those_who_watch_get_the_last_page(run):
+    start(run, 1)
+    pages = []
+    with watching.serve(run) as address:
+        get(address)
+        before = get(address, "/state")[1]
+
+        def look():
+            while (state := get(address, "/state")[1]) == before:
+                time.sleep(0.05)
+            pages.append((state, get(address)[1]))
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        time.sleep(0.2)
+    thread.join()
+    [(state, page)] = pages
+    assert state == f"{before}-ended"
+    assert "Training has ended; this page changes no more." in page
+    assert "Training has ended; this page changes no more." not in get_last(run)
+
+
+def get_last(run):
+    with watching.serve(run) as address:
+        return get(address)[1]
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_the_end_waits_for_nobody_for_long(run, watched, monkeypatch):
+    monkeypatch.setattr(watching, "FAREWELL", 0.5)
+    start(run)
+    with watching.serve(run) as address:
+        get(address)
+        if watched:
+            get(address, "/state")
+        begun = time.monotonic()
+    assert (time.monotonic() - begun > 0.5) == watched
+    assert time.monotonic() - begun < 30
+
+
+def test_a_tab_that_is_closed_is_no_error(run, monkeypatch, capfd):
+    start(run)
+    monkeypatch.setattr(watching.report, "render", lambda *a, **k: "x" * 50_000_000)
+    with watching.serve(run) as address:
+        gone = socket.create_connection(("127.0.0.1", urlsplit(address).port), timeout=5)
+        gone.sendall(b"GET / HTTP/1.1\r\nHost: localhost:1\r\n\r\n")
+        gone.recv(100)
+        # A reset, at once.
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.close()
+        time.sleep(0.3)
+    assert capfd.readouterr().err == ""

@@ -186,7 +186,8 @@ def _train(
     _start_backend(wanted.backend)
     run = None
     try:
-        with _watched(out, port, progress) if watch else contextlib.nullcontext():
+        watched = _watched(out, port, progress, new=resume is None)
+        with watched if watch else contextlib.nullcontext():
             run = stn.train(
                 wanted, out, resume=resume is not None, overwrite=overwrite, progress=progress
             )
@@ -206,10 +207,10 @@ def _train(
 
 
 @contextlib.contextmanager
-def _watched(out: Path, port: int | None, progress: Any) -> Iterator[None]:
+def _watched(out: Path, port: int | None, progress: Any, *, new: bool) -> Iterator[None]:
     from stn.tool import watching
 
-    with watching.serve(runs.Run(out), port=port or 0) as address:
+    with watching.serve(runs.Run(out), port=port or 0, new=new) as address:
         progress.say(f"Watch it at {address}")
         yield
 
@@ -218,6 +219,7 @@ app.command("train")(_config_options(_train))
 
 
 def _print_results(run: runs.Run, progress: Any) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     metrics = run.metrics
@@ -233,7 +235,7 @@ def _print_results(run: runs.Run, progress: Any) -> None:
         "metrics": str(run.metrics_file),
     }
     for row in rows.items():
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     progress.console.print(table)
     typer.echo(run.path)
 
@@ -383,12 +385,14 @@ def predict(
         )
     )
     columns = ["image", "class", "probability"] + ["straightened"] * (save_straightened is not None)
-    if json_:
-        printing.print_json(results)
-    elif csv_:
-        printing.print_csv(results, columns)
-    else:
-        printing.print_tables(results, columns, watch)
+    with contextlib.closing(results):  # and the bar with it, whatever happens
+        if json_:
+            printing.print_json(results)
+        elif csv_:
+            printing.print_csv(results, columns)
+        else:
+            printing.print_tables(results, columns, watch)
+    watch.sum_up()
     if watch.failures:
         raise typer.Exit(1)
 
@@ -453,6 +457,8 @@ def compare(
     for key, values in results["differences"].items():
         table.add_row(f"[dim]{key}[/]", *(f"[dim]{escape(str(value))}[/]" for value in values))
     Console(soft_wrap=True).print(table)
+    for note in results["notes"]:
+        typer.echo(note)
     typer.echo(results["page"])
 
 
@@ -524,11 +530,12 @@ def recipes(json_: Json = False) -> None:
         typer.echo(json.dumps(found))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("recipe", "what it is")
     for name, text in found.items():
-        table.add_row(name, text)
+        table.add_row(escape(name), escape(text))
     Console().print(table)
 
 
@@ -543,6 +550,7 @@ def data_list(json_: Json = False) -> None:
         typer.echo(json.dumps([dataclasses.asdict(source) for source in SOURCES.values()]))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("name", "what it is", "classes", "train", "test", "distortion")
@@ -551,7 +559,8 @@ def data_list(json_: Json = False) -> None:
             "-" if number is None else f"{number:,}"
             for number in (source.classes, source.train, source.test)
         ]
-        table.add_row(source.name, source.title, *numbers, source.default_distortion)
+        row = (source.name, source.title, *numbers, source.default_distortion)
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 

@@ -32,7 +32,7 @@ def summarize(run: runs.Run) -> dict[str, Any]:
     """The numbers of a run that can be compared with those of others; None what is not known.
 
     Args:
-        run: A run; it need not be finished.
+        run: A run; of one that is not finished, what its history says so far.
 
     Returns:
         `name`; `transform`; `finished`; those of `COLUMNS`, of which `images_per_second` is the
@@ -45,16 +45,21 @@ def summarize(run: runs.Run) -> dict[str, Any]:
     speeds = [
         r["images_per_second"] for r in history if plots.is_number(r.get("images_per_second"))
     ]
+    spent = [r["seconds"] for r in history if plots.is_number(r.get("seconds"))]
+    best = best_epoch(history)
+    so_far = next((r for i, r in enumerate(history, 1) if r.get("epoch", i) == best), {})
     before, after = (
         (metrics.get("congealing") or {}).get(key) or {} for key in ("inputs", "outputs")
     )
     spread, left = (one.get("within_class_variance") for one in (before, after))
     found = {
         "accuracy": (metrics.get("test") or {}).get("accuracy"),
-        "validation_accuracy": (metrics.get("validation") or {}).get("accuracy"),
+        "validation_accuracy": (metrics.get("validation") or {}).get(
+            "accuracy", so_far.get("val_accuracy")
+        ),
         "parameters": metrics.get("parameters"),
         "epochs": metrics.get("epochs", len(history)),
-        "train_seconds": metrics.get("train_seconds"),
+        "train_seconds": metrics.get("train_seconds", sum(spent) if spent else None),
         "images_per_second": statistics.median(speeds) if speeds else None,
         "alignment_error": (metrics.get("alignment") or {}).get("alignment_error"),
         "variance": left / spread - 1 if plots.is_number(left) and spread else None,
@@ -65,6 +70,16 @@ def summarize(run: runs.Run) -> dict[str, Any]:
         "transform": run.config.transform,
         "finished": bool(metrics),
     } | {key: value if plots.is_number(value) else None for key, value in found.items()}
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int | None:
+    """The epoch that training would keep if it ended now."""
+    rated = [
+        (record["val_loss"], record.get("epoch", index + 1))
+        for index, record in enumerate(history)
+        if plots.is_number(record.get("val_loss"))
+    ]
+    return min(rated)[1] if rated else None
 
 
 def write(key: str, value: Any) -> str:
@@ -84,8 +99,9 @@ def compare(
         out: The HTML file to write.
 
     Returns:
-        `runs`, what `summarize` says of each; `differences`, by key of the configuration the value
-        of each run where they are not the same; `page`, the path of the page.
+        `runs`, what `summarize` says of each, under names that tell them apart; `differences`, by
+        key of the configuration the value of each run where they are not the same; `notes`,
+        sentences that say what is left out of the page, and why; `page`, the path of the page.
 
     Raises:
         UserError: If there are fewer than two runs, or one cannot be used.
@@ -110,9 +126,11 @@ def compare(
         for key, values in settings.items()
         if any(value != values[0] for value in values)
     }
+    names = _distinct([run.path for run in opened])
     results = {
-        "runs": [summarize(run) for run in opened],
+        "runs": [summarize(run) | {"name": name} for run, name in zip(opened, names, strict=True)],
         "differences": differences,
+        "notes": _notes(opened, names),
         "page": str(out),
     }
     runs.write_text(out, pages.render("compare.html", _page(opened, results)))
@@ -126,8 +144,10 @@ def _page(opened: Sequence[runs.Run], results: dict[str, Any]) -> dict[str, Any]
         if any(value is not None for value in values):
             rows.append((label, [write(key, value) for value in values]))
     fields = type(opened[0].config).model_fields
+    names = _distinct([run.path for run in opened])
+    hung = [i for i, run in enumerate(opened) if run.wall_file.exists()]
     return {
-        "names": _distinct([run.path for run in opened]),
+        "names": names,
         "rows": rows,
         "finished": [one["finished"] for one in results["runs"]],
         "comparable": not {"data", "distort"} & results["differences"].keys(),
@@ -135,11 +155,11 @@ def _page(opened: Sequence[runs.Run], results: dict[str, Any]) -> dict[str, Any]
             (key, [pages.plain(value) for value in values], fields[key].description or "")
             for key, values in results["differences"].items()
         ],
-        "wall": _wall(opened),
+        "wall": _wall([opened[i] for i in hung]) if len(hung) > 1 else [],
+        "wall_names": [names[i] for i in hung],
+        "wall_notes": _notes(opened, names),
         "curves": pages.embed(
-            plots.comparison_bytes(
-                [run.history for run in opened], _distinct([run.path for run in opened])
-            ),
+            plots.comparison_bytes([run.history for run in opened], names),
             "image/png",
             scale=2,
         ),
@@ -157,14 +177,34 @@ def _distinct(paths: Sequence[Path]) -> list[str]:
     return [f"{name} ({i})" for i, name in enumerate(names, 1)]
 
 
+def _notes(opened: Sequence[runs.Run], names: Sequence[str]) -> list[str]:
+    """Which runs have no test images to show beside those of the others, and why."""
+    notes = []
+    hung = [run for run in opened if run.wall_file.exists()]
+    for run, name in zip(opened, names, strict=True):
+        if run not in hung:
+            why = (
+                f"there is no {run.wall_file.name} in its folder"
+                if run.metrics_file.exists()
+                else f"its training has not finished; `stn train --resume {run.path}` goes on"
+            )
+            notes.append(f"No test images of {name}: {why}")
+    if len(hung) > 1 and not _alike(hung):
+        notes.append("No test images side by side: the runs differ in data or seed, so in images")
+    return notes
+
+
+def _alike(opened: Sequence[runs.Run]) -> bool:
+    return len({(run.config.data, run.config.seed) for run in opened}) == 1
+
+
 def _wall(opened: Sequence[runs.Run]) -> list[dict[str, Any]]:
     """The same test images as every run sees them; those first about which the runs disagree."""
     from stn.tool import walls
 
     hung = [walls.cards(run, worst=False) for run in opened]
     shared = set.intersection(*({card["index"] for card in cards} for cards in hung))
-    same_data = len({(run.config.data, run.config.seed) for run in opened}) == 1
-    if not shared or not same_data:
+    if not shared or not _alike(opened):
         return []
     by_index = [{card["index"]: card for card in cards} for cards in hung]
     order = [card["index"] for card in hung[0] if card["index"] in shared]

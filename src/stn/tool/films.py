@@ -80,7 +80,7 @@ def _same_size(frames: Sequence[Path]) -> list[Image.Image]:
         raise ValueError("Expected at least one frame. Received: none")
     shown = []
     for frame in frames:
-        with Image.open(frame) as image:
+        with runs.reading(frame), Image.open(frame) as image:
             shown.append(image.convert("RGB"))
     size = max(p.width for p in shown), max(p.height for p in shown)
     for index, picture in enumerate(shown):

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from stn.tool import plots
+from stn.tool import plots, runs
 
 
 def render(template: str, values: dict[str, Any]) -> str:
@@ -53,7 +53,7 @@ def embed_file(file: Path, *, scale: int = 1) -> dict[str, Any] | None:
     """A PNG of a run, with few colors; None if it is not there."""
     if not file.exists():
         return None
-    with Image.open(file) as image:
+    with runs.reading(file), Image.open(file) as image:
         buffer = io.BytesIO()
         image.convert("RGB").quantize(128).save(buffer, "PNG", optimize=True)
     return embed(buffer.getvalue(), "image/png", scale=scale)

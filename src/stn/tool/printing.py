@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import typer
@@ -21,6 +22,7 @@ from stn.tool.config import UserError
 from stn.tool.images import NothingFoundError
 
 _TABLE_ROWS = 1000  # of a table; more come in several
+_BURST = 0.1  # seconds in which the results of one batch arrive
 
 
 class Watch:
@@ -28,6 +30,7 @@ class Watch:
 
     def __init__(self, *, live: bool):
         self.failures, self._missing = 0, 0
+        self._done, self._going = 0, False
         self._console = Console(stderr=True, soft_wrap=True, highlight=False)
         self.bar = bars.Progress(
             bars.SpinnerColumn(),
@@ -41,20 +44,44 @@ class Watch:
             disable=not (live and self._console.is_terminal),
         )
 
-    def over(self, results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def over(self, results: Iterator[dict[str, Any]]) -> Generator[dict[str, Any]]:
         """The results, counted; the command ends here if there was nothing to look at."""
-        done, begun = 0, 0.0
+        begun, burst = 0.0, 0
         with self.bar:
+            self._going = True
             task = self.bar.add_task("", total=None, rate="")
-            for done, result in enumerate(results, 1):
-                begun = begun or time.perf_counter()  # without the time it takes to load the model
-                rate = done / (time.perf_counter() - begun + 1e-3)
-                self.bar.update(task, completed=done, rate=f"{rate:,.0f} images/s")
-                yield result
-        if not done and self.failures == self._missing:
+            try:
+                for self._done, result in enumerate(results, 1):
+                    now = time.perf_counter()
+                    begun = begun or now
+                    # The first batch is there at once, after the model was loaded and compiled:
+                    # how fast it goes is seen from the next on.
+                    if now - begun < _BURST:
+                        burst = self._done
+                    else:
+                        rate = (self._done - burst) / (now - begun)
+                        self.bar.update(task, rate=f"{rate:,.0f} images/s")
+                    self.bar.update(task, completed=self._done)
+                    yield result
+            finally:
+                self._going = False
+        if not self._done and self.failures == self._missing:
             raise typer.Exit(2)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Without the bar meanwhile; after the last result it does not come back."""
+        self.bar.stop()
+        yield
+        if self._going:
+            self.bar.start()
+
+    def sum_up(self) -> None:
+        """Say how many could not be used, if any; after the results."""
         if self.failures:
-            self._say(f"Left out {self.failures:,}, for the reasons above. Classified {done:,}")
+            self._say(
+                f"Left out {self.failures:,}, for the reasons above. Classified {self._done:,}"
+            )
 
     def failed(self, error: UserError) -> None:
         """Say what could not be used, and why."""
@@ -99,6 +126,5 @@ def print_tables(results: Iterator[dict[str, Any]], columns: list[str], watch: W
         for result in block:
             shown = result | {"probability": f"{result['probability']:.1%}"}
             table.add_row(*(escape(shown[column]) for column in columns))
-        watch.bar.stop()
-        Console(soft_wrap=True).print(table)
-        watch.bar.start()
+        with watch.paused():
+            Console(soft_wrap=True).print(table)

@@ -78,10 +78,10 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
     test = metrics.get("test") or {}
     names = [str(name) for name in test.get("class_names") or []]
     confusion = test.get("confusion") if names else None
-    best_epoch = metrics.get("best_epoch") or _best_epoch(history)
+    best_epoch = metrics.get("best_epoch") or comparison.best_epoch(history)
     summary = run.summary_file
     film, film_note = _film_picture(run)
-    sweeps = [runs.read_json(file) for file in sorted(run.path.glob("sweep-*.json"))]
+    sweeps = [_read_sweep(run, file) for file in sorted(run.path.glob("sweep-*.json"))]
     # Those first that a transformer can take back.
     sweeps.sort(key=lambda sweep: sweep.get("error_unit") is None)
     beside = _control(control, sweeps)
@@ -187,16 +187,6 @@ def _notice(config: dict[str, Any], history: list[dict[str, Any]], metrics: dict
     return f"Training has not finished. {done} done; there are no results on test images yet."
 
 
-def _best_epoch(history: list[dict[str, Any]]) -> int | None:
-    """The epoch that training would keep if it ended now."""
-    rated = [
-        (record["val_loss"], record.get("epoch", index + 1))
-        for index, record in enumerate(history)
-        if plots.is_number(record.get("val_loss"))
-    ]
-    return min(rated)[1] if rated else None
-
-
 def _headline(
     config: dict[str, Any],
     history: list[dict[str, Any]],
@@ -289,6 +279,16 @@ def _wall(run: runs.Run) -> list[dict[str, Any]]:
     return shown if shown[0]["cards"] else []
 
 
+def _read_sweep(run: runs.Run, file: Path) -> dict[str, Any]:
+    sweep, kind = runs.read_json(file), file.stem.removeprefix("sweep-")
+    again = f"type `stn evaluate {shlex.quote(str(run.path))} --sweep {kind}`, or delete it"
+    with runs.reading(file, remedy=again):
+        _sweep_in_words(sweep)
+        if sweep["kind"] != kind:
+            raise ValueError(f"it is of kind {sweep['kind']!r}")
+    return sweep
+
+
 def _sweep_in_words(sweep: dict[str, Any]) -> list[str]:
     """What the curves of a sweep show, a sentence for each run."""
     said = []
@@ -355,7 +355,8 @@ def _film_picture(run: runs.Run) -> tuple[dict[str, Any] | None, str]:
     if len(film) > FILM_BYTES:
         return None, f"The film is too large for this page; it is in {run.film_file.name}."
     note = f"{run.film_file.name} has all {len(frames)} pictures." if step > 1 else ""
-    return pages.embed(film, "image/gif"), note
+    with runs.reading(run.film_file):
+        return pages.embed(film, "image/gif"), note
 
 
 def _shots(frames: list[Path]) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,22 +75,27 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """One record per finished epoch; empty before the first."""
-        return read_json(self.history_file) if self.history_file.exists() else []
+        history = read_json(self.history_file) if self.history_file.exists() else []
+        if not isinstance(history, list) or not all(isinstance(one, dict) for one in history):
+            raise UserError(
+                f"Expected a JSON array of objects. Received: {self.history_file} of another kind"
+            )
+        return history
 
     @property
     def environment(self) -> dict[str, Any]:
         """Versions, backend, hardware and source revision the run was started with."""
-        return read_json(self.environment_file)
+        return _read_object(self.environment_file)
 
     @property
     def metrics(self) -> dict[str, Any]:
         """Results on the test images, written when training ended."""
-        return read_json(self.metrics_file)
+        return _read_object(self.metrics_file)
 
     @property
     def dataset(self) -> dict[str, Any]:
         """Class names, image shapes and counts of the data it was trained on."""
-        return read_json(self.dataset_file)
+        return _read_object(self.dataset_file)
 
     def clear_unfinished(self) -> None:
         """Delete the temporary files that a killed process left."""
@@ -114,6 +121,12 @@ class Run:
             UserError: If it is missing, is not a run, or has another layout version.
         """
         run = cls(path)
+        if run.path.is_file():
+            inside = (run.path.parent / run.config_file.name).is_file()
+            raise UserError(
+                f"Expected a run folder. Received: {str(path)!r}, a file"
+                + (f"; the folder is {str(run.path.parent)!r}" if inside else "")
+            )
         if not run.path.is_dir():
             raise UserError(f"Expected a run folder. Received: {str(path)!r}, which does not exist")
         if not run.environment_file.is_file() or not run.config_file.is_file():
@@ -122,10 +135,6 @@ class Run:
                 f"which has no {run.config_file.name} and {run.environment_file.name}"
             )
         environment = run.environment
-        if not isinstance(environment, dict):
-            raise UserError(
-                f"Expected a JSON object. Received: {run.environment_file} of another kind"
-            )
         found = environment.get("format")
         if found != FORMAT:
             raise UserError(
@@ -136,12 +145,42 @@ class Run:
         return run
 
 
+@contextlib.contextmanager
+def reading(path: Path, *, remedy: str = "") -> Iterator[None]:
+    """A block that reads a file of a run; if it is damaged, the user is to know which one it is.
+
+    Args:
+        path: The file.
+        remedy: What to do about it; by default to delete it, for files a run can do without.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (*_DAMAGE, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"Expected a file that `stn` wrote. Received: {path}, which cannot be read "
+            f"({error or type(error).__name__}): "
+            + (remedy or "delete it, and the page will do without")
+        ) from error
+
+
+_DAMAGE = (EOFError, SyntaxError, zipfile.BadZipFile, zlib.error)  # of archives and of pictures
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of a run; a damaged one is the user's to know about."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"Expected a readable JSON file. Received: {path} ({error})") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"Expected a JSON object. Received: {path} of another kind")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -166,9 +205,13 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: writers such as Pillow and Keras choose the format by it.
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f"{_UNFINISHED}{path.stem}-", suffix=path.suffix
-    )
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f"{_UNFINISHED}{path.stem}-", suffix=path.suffix
+        )
+    except OSError as error:
+        error.filename = str(path)  # what was asked for, not the temporary name
+        raise
     os.close(handle)
     temporary = Path(name)
     try:

@@ -85,9 +85,16 @@ def cards(run: runs.Run, *, worst: bool) -> list[dict[str, Any]]:
     """
     if not run.wall_file.exists():
         return []
-    with np.load(run.wall_file) as archive:
+    # Opened here: of a damaged archive NumPy would leave the file open.
+    with (
+        runs.reading(run.wall_file),
+        run.wall_file.open("rb") as file,
+        np.load(file) as archive,
+    ):
         kept = archive["worst"] == worst
         found = {key: archive[key][kept] for key in archive.files}
+        for key in ("index", "inputs", "labels", "guesses", "probabilities"):
+            found[key]  # is it there?
     names = run.dataset["class_names"]
     shown = []
     for i, index in enumerate(found["index"]):

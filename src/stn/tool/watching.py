@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import hashlib
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from stn.tool import pages, report, runs
 from stn.tool.config import UserError
 
 HOST = "127.0.0.1"
 STATE = "/state"  # answers with another text whenever there is more to see
+FAREWELL = 3.0  # seconds that the last page is there for those who watched; they ask every 2
 
 
 @contextlib.contextmanager
-def serve(run: runs.Run, *, port: int = 0) -> Iterator[str]:
+def serve(run: runs.Run, *, port: int = 0, new: bool = False) -> Iterator[str]:
     """Serve the report of a run while the block goes on; nothing is written.
+
+    At the end the server stays, for three seconds at most, until those who watch have the last
+    page.
 
     Args:
         run: The run; its folder may not be there yet.
         port: Where to listen; any free port by default.
+        new: What is in the folder is another run, about to be replaced, and not to be shown.
 
     Returns:
         A context that gives the address of the page.
@@ -44,11 +53,14 @@ def serve(run: runs.Run, *, port: int = 0) -> Iterator[str]:
             f"Expected a free port. Received: port={port} ({error.strerror}); leave it out, "
             "and a free one is found"
         ) from error
-    server.run, server.lock, server.page = run, threading.Lock(), ("", b"")
+    server.begin(run, new=new)
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
     thread.start()
     try:
-        yield f"http://{HOST}:{server.server_address[1]}/"
+        try:
+            yield f"http://{HOST}:{server.server_address[1]}/"
+        finally:
+            server.say_farewell()
     finally:
         server.shutdown()
         server.server_close()
@@ -59,12 +71,32 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     # A browser that holds a connection open must not hold back the end of the training.
     block_on_close = False
-    run: runs.Run
-    lock: threading.Lock
-    page: tuple[str, bytes]
+
+    def begin(self, run: runs.Run, *, new: bool) -> None:
+        self.run, self.lock, self.page = run, threading.Lock(), ("", b"")
+        self.ended, self.left = threading.Event(), threading.Semaphore(0)
+        self.polls: collections.deque[float] = collections.deque(maxlen=100)
+        self.replaced = self._files() if new else ""
+
+    def say_farewell(self) -> None:
+        """Wait a little for those who watch to take the last page with them."""
+        self.ended.set()
+        now = time.monotonic()
+        if not any(now - poll < 10 for poll in self.polls):
+            return
+        watching = max(1, sum(now - poll < 2.5 for poll in self.polls))
+        with contextlib.suppress(UserError, OSError):
+            self.render()  # takes longer than to fetch it
+        deadline = time.monotonic() + FAREWELL
+        for _ in range(watching):
+            self.left.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
     def state(self) -> str:
-        """What the files that the page is made of look like, in a few characters."""
+        """What there is to see, in a few characters."""
+        return self._files() + ("-ended" if self.ended.is_set() else "")
+
+    def _files(self) -> str:
+        """What the files that the page is made of look like."""
         run = self.run
         files = [run.config_file, run.history_file, run.metrics_file, run.film_file, *run.frames()]
         seen = []
@@ -79,12 +111,22 @@ class _Server(ThreadingHTTPServer):
         with self.lock:
             state = self.state()
             if self.page[0] != state:
-                if self.run.config_file.exists() and self.run.environment_file.exists():
+                begun = self.run.config_file.exists() and self.run.environment_file.exists()
+                if begun and state.partition("-")[0] != self.replaced:
                     text = report.render(self.run, watched=state)
                 else:
-                    text = pages.render("waiting.html", {"watched": state})
+                    text = _waiting(state)
                 self.page = state, text.encode()
             return self.page[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever closes or reloads the page while it is sent does no harm."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
+def _waiting(state: str, trouble: str = "") -> str:
+    return pages.render("waiting.html", {"watched": state, "trouble": trouble})
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -96,13 +138,23 @@ class _Handler(BaseHTTPRequestHandler):
         if host not in (HOST, "localhost") or self.path not in ("/", STATE):
             self.send_error(404)
             return
-        try:
-            body = self.server.render() if self.path == "/" else self.server.state().encode()
-        except (UserError, OSError):  # a file that is just being replaced, by --overwrite
-            self.send_error(503)
+        if self.path == STATE:
+            self.server.polls.append(time.monotonic())
+            self._answer(200, "text/plain", self.server.state())
             return
-        self.send_response(200)
-        kind = "text/html" if self.path == "/" else "text/plain"
+        last = self.server.ended.is_set()
+        try:
+            page = self.server.render()
+        except (UserError, OSError) as error:  # a file that is just being replaced, by --overwrite
+            self._answer(503, "text/html", _waiting("again", str(error)))
+            return
+        self._answer(200, "text/html", page)
+        if last:
+            self.server.left.release()
+
+    def _answer(self, status: int, kind: str, body: str | bytes) -> None:
+        body = body.encode() if isinstance(body, str) else body
+        self.send_response(status)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
