@@ -487,17 +487,20 @@ def test_report_leaves_out_what_there_is_no_room_for(tmp_path, monkeypatch):
 
 
 def test_report_puts_the_numbers_of_a_control_beside(tmp_path):
-    run, control = make_run(tmp_path / "run"), make_run(tmp_path / "plain")
+    run = make_run(tmp_path / "run")
+    control = make_run(tmp_path / "plain", config=run.config.replace(transform="none"))
     metrics = control.metrics
     metrics["test"]["accuracy"] = run.metrics["test"]["accuracy"] - 0.05
-    metrics["parameters"] = 54321
+    metrics["parameters"] = 12321
     runs.write_json(control.metrics_file, metrics)
     page = report.write_report(run)
     assert "Control" not in Page(page.read_text(encoding="utf-8")).text
 
     text = Page(report.write_report(run, control=control.path).read_text(encoding="utf-8")).text
     assert "+5.0 points with it · run plain" in text
-    assert "Parameters 12,345 54,321" in text
+    assert "Parameters 12,345 12,321" in text
+    assert "trained alike, without" in text
+    assert "not trained alike" not in text
 
     # That of a sweep, without being asked for; an older sweep has no numbers.
     point = {"strength": 0.0, "accuracy": 0.9}
@@ -506,7 +509,7 @@ def test_report_puts_the_numbers_of_a_control_beside(tmp_path):
     sweep = {"kind": "rotation", "unit": "degrees", "error_unit": "degrees"}
     sweep["runs"] = [
         comparison.summarize(run) | {"points": [point, turned]},
-        comparison.summarize(control) | {"points": [point, last]},
+        comparison.summarize(control) | {"points": [point, last], "differences": []},
     ]
     runs.write_json(run.sweep_file("rotation"), sweep)
     text = Page(report.write_report(run).read_text(encoding="utf-8")).text
@@ -515,6 +518,59 @@ def test_report_puts_the_numbers_of_a_control_beside(tmp_path):
     sweep["runs"][1] = {"name": "plain", "points": [point, last]}
     runs.write_json(run.sweep_file("rotation"), sweep)
     assert "points with it" not in Page(report.write_report(run).read_text(encoding="utf-8")).text
+
+
+def test_report_shows_alarms(tmp_path):
+    run = make_run(tmp_path / "run")
+    text = Page(report.write_report(run).read_text(encoding="utf-8")).text
+    assert "alarms" not in text.lower(), "nothing was measured"
+    history = [record | {"luck": 0.5, "out_of_frame": 0.1} for record in run.history]
+    runs.write_json(run.history_file, history)
+    assert "No alarms." in Page(report.write_report(run).read_text(encoding="utf-8")).text
+    history[-1]["out_of_frame"] = 0.55
+    runs.write_json(run.history_file, history)
+    text = Page(report.write_report(run).read_text(encoding="utf-8")).text
+    assert "No alarms" not in text
+    assert "55% of the sampling points lie outside the image" in text
+    assert "(epoch 3)" in text
+
+
+def test_report_says_in_what_else_a_control_differs(tmp_path):
+    run = make_run(tmp_path / "run")
+    other = run.config.replace(transform="none", epochs=2, model="reference")
+    control = make_run(tmp_path / "plain", epochs=2, config=other)
+    runs.write_json(control.metrics_file, control.metrics | {"parameters": 99999})
+    text = Page(report.write_report(run, control=control).read_text(encoding="utf-8")).text
+    assert "run plain, not trained alike" in text
+    assert "is trained alike" not in text
+    assert "model: compact here, reference there" in text
+    assert "epochs: 3 here, 2 there" in text
+    assert "parameters: 12,345 here, 99,999 there" in text
+
+
+def test_report_takes_no_other_run_for_a_control(tmp_path):
+    run = make_run(tmp_path / "run")
+    plain = run.config.replace(transform="none")
+    before = report.write_report(run).read_bytes()
+    for i, (options, match) in enumerate(
+        [
+            ({"config": run.config}, "with transform='affine'"),
+            ({"config": plain, "finished": False}, "no results on test images yet"),
+            ({"config": plain.replace(data="mnist")}, "with data=mnist"),
+            ({"config": plain.replace(distort="R")}, "with distort=R"),
+            ({"config": plain.replace(seed=1)}, "with seed=1"),
+            ({"config": plain, "names": ("a", "c")}, "with other classes"),
+        ]
+    ):
+        control = make_run(tmp_path / f"{i}", **options)
+        with pytest.raises(UserError, match=f"^Expected as control .* Received: .*{match}"):
+            report.write_report(run, control=control)
+    with pytest.raises(UserError, match="with transform='affine'"):
+        report.write_report(run, control=run)
+    control = make_run(tmp_path / "control", config=plain)
+    with pytest.raises(UserError, match="leave out --control"):
+        report.write_report(control, control=control)
+    assert run.report_file.read_bytes() == before
 
 
 def test_report_says_how_much_of_the_turns_is_left(tmp_path):

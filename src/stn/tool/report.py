@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stn.tool import comparison, films, pages, plots, runs, walls
+from stn.tool import alarms, comparison, controls, films, pages, plots, runs, walls
 
 PAGE_BYTES = 5_000_000
 FILM_BYTES = 1_200_000  # of the film inside the page, before base64 adds a third
@@ -31,14 +31,14 @@ def write_report(
 
     Args:
         run: A run, or its folder. Its configuration must be there; everything else may be missing.
-        control: A run without a transformer, to put its numbers beside; by default that of the
-            run's sweeps, if there is one.
+        control: A finished run without a transformer on the same test images, to put its numbers
+            beside; by default that of the run's sweeps, if there is one.
 
     Returns:
         The path of the page, `run.report_file`.
 
     Raises:
-        UserError: If this is not a run, or one of its JSON files is damaged.
+        UserError: If this is not a run, one of its JSON files is damaged, or the control is none.
 
     Example:
         >>> write_report(Run.open("runs/affine"))  # doctest: +SKIP
@@ -84,13 +84,14 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
     sweeps = [runs.read_json(file) for file in sorted(run.path.glob("sweep-*.json"))]
     # Those first that a transformer can take back.
     sweeps.sort(key=lambda sweep: sweep.get("error_unit") is None)
-    beside = _control(control, sweeps)
+    beside = _control(run, control, sweeps)
     return {
         "name": run.path.resolve().name,
         "sentence": _sentence(config, metrics, names),
         "notice": _notice(config, history, metrics),
         "headline": _headline(config, history, metrics, best_epoch, beside),
         "control": _beside(comparison.summarize(run), beside),
+        "differences": beside["differences"] if beside else [],
         "transformed": _transform(config) is not None,
         "film": film,
         "film_note": film_note,
@@ -113,6 +114,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         "curves": pages.embed(plots.curves_bytes(history, best_epoch), "image/png", scale=2)
         if history
         else None,
+        "alarms": alarms.summarize(history, run.config),
         "classes": _classes(test),
         "pairs": _pairs(confusion, names),
         "confusion": pages.embed(plots.confusion_bytes(confusion, names), "image/png", scale=2)
@@ -224,6 +226,8 @@ def _headline(
             if plots.is_number(accuracy):
                 gain = 100 * (accuracy - control["accuracy"])
                 note = f"{gain:+.1f} points with it · {note}"
+            if control["differences"]:
+                note += ", not trained alike"
             add("Without the transformer", pages.percent(control["accuracy"]), note)
         turns = metrics.get("alignment") or {}
         if plots.is_number(turns.get("alignment_error")):
@@ -256,11 +260,20 @@ def _headline(
     return numbers
 
 
-def _control(control: runs.Run | None, sweeps: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _control(
+    run: runs.Run, control: runs.Run | None, sweeps: list[dict[str, Any]]
+) -> dict[str, Any] | None:
     """The numbers of a run without transformer: the one given, or that of a sweep."""
     if control is not None:
-        return comparison.summarize(control)
-    found = [one for sweep in sweeps for one in sweep["runs"][1:] if "accuracy" in one]
+        controls.check(run, control)
+        differences = controls.differences(run, control)
+        return comparison.summarize(control) | {"differences": differences}
+    found = [
+        one
+        for sweep in sweeps
+        for one in sweep["runs"][1:]
+        if one.get("transform") == "none" and one.get("finished") and "differences" in one
+    ]
     return found[-1] if found else None
 
 
