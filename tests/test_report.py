@@ -89,7 +89,7 @@ def make_run(path, *, epochs=3, names=("a", "b"), finished=True, count=4, config
 class Page(HTMLParser):
     """Collects elements, and fails on tags that do not match."""
 
-    VOID = ("meta", "img", "input", "link", "br", "hr")
+    VOID = ("meta", "img", "source", "input", "link", "br", "hr")
 
     def __init__(self, text):
         super().__init__()
@@ -276,11 +276,23 @@ def test_frame_refuses_what_does_not_fit(changed, message):
         pictures.draw_frame(**given | changed, title="t")
 
 
-def test_fonts_have_the_glyphs_of_captions():
-    font = pictures._font(13)
+@pytest.mark.parametrize("mono", [False, True])
+def test_fonts_have_the_glyphs_of_captions(mono):
+    font = pictures._font(13, mono=mono)
     missing = font.getmask("\uffff").getbbox(), bytes(font.getmask("\uffff"))
     for glyph in "✓✗→…·":
         assert (font.getmask(glyph).getbbox(), bytes(font.getmask(glyph))) != missing
+
+
+def test_averages_of_a_few_classes_have_room_for_their_caption():
+    """Nothing reaches the right border, and a long name says that it goes on."""
+    averages = np.ones((2, 8, 8, 1))
+    names = ["a very long class name, longer than its pictures", "b"]
+    sheet = np.asarray(pictures.draw_averages(averages, averages, names))
+    assert (sheet[:, -8:] == 255).all()
+    assert (sheet[:60, :-8] != 255).any()
+    font = pictures._font(13, bold=True, mono=True)
+    assert pictures._shorten(names[0], 116, font).endswith("…")
 
 
 # --- the film ---
@@ -459,7 +471,7 @@ def test_report_shows_test_images_and_the_worst_mistakes(tmp_path):
     assert text.count("turned 31° left, zoomed 1.2x") == 5
     assert text.count("a , recognized (75%)") == 3
     assert text.count("a , taken for <b> (75%)") == 2
-    assert text.index("Of every class") < text.index("The worst mistakes first")
+    assert text.index("Images of 1 of the 2 classes") < text.index("The worst mistakes first")
     radios = [e for e in page.all("input") if e["type"] == "radio"]
     assert [("checked" in e, e["value"]) for e in radios] == [
         (True, "wall-some"),
@@ -474,6 +486,18 @@ def test_report_shows_test_images_and_the_worst_mistakes(tmp_path):
     page = Page(report.write_report(run).read_text(encoding="utf-8"))
     assert "wall-worst" not in [attrs.get("id") for _, attrs in page.elements]
     assert not [e for e in page.all("input") if e["type"] == "radio"]
+
+
+def test_report_claims_every_class_only_where_all_are_shown(tmp_path):
+    run = make_run(tmp_path / "run")
+    hang(run)
+    runs.write_json(run.dataset_file, run.dataset | {"class_names": ["a"] * 2})
+    assert "Images of every class" not in Page(report.render(run)).text
+    runs.write_json(run.dataset_file, run.dataset | {"class_names": ["a", "b"]})
+    with np.load(run.wall_file) as archive:
+        arrays = dict(archive) | {"labels": np.arange(5) % 2}
+    np.savez(run.wall_file, **arrays)
+    assert "Images of every class" in Page(report.render(run)).text
 
 
 def test_report_leaves_out_what_there_is_no_room_for(tmp_path, monkeypatch):
@@ -500,7 +524,7 @@ def test_report_puts_the_numbers_of_a_control_beside(tmp_path):
     assert "+5.0 points with it · run plain" in text
     assert "Parameters 12,345 12,321" in text
     assert "trained alike, without" in text
-    assert "not trained alike" not in text
+    assert "differs in more" not in text
 
     # That of a sweep, without being asked for; an older sweep has no numbers.
     point = {"strength": 0.0, "accuracy": 0.9}
@@ -514,7 +538,8 @@ def test_report_puts_the_numbers_of_a_control_beside(tmp_path):
     runs.write_json(run.sweep_file("rotation"), sweep)
     text = Page(report.write_report(run).read_text(encoding="utf-8")).text
     assert "+5.0 points with it · run plain" in text
-    assert "run: accuracy 90.0% at 0, 50.0% at 90 (degrees), where 7.25 (degrees) is left" in text
+    assert "run recognizes 90.0% of images turned by 0° and 50.0% of images turned by 90°" in text
+    assert "90°, of which the layer leaves 7.25°." in text
     sweep["runs"][1] = {"name": "plain", "points": [point, last]}
     runs.write_json(run.sweep_file("rotation"), sweep)
     assert "points with it" not in Page(report.write_report(run).read_text(encoding="utf-8")).text
@@ -541,7 +566,7 @@ def test_report_says_in_what_else_a_control_differs(tmp_path):
     control = make_run(tmp_path / "plain", epochs=2, config=other)
     runs.write_json(control.metrics_file, control.metrics | {"parameters": 99999})
     text = Page(report.write_report(run, control=control).read_text(encoding="utf-8")).text
-    assert "run plain, not trained alike" in text
+    assert "run plain, which differs in more" in text
     assert "is trained alike" not in text
     assert "model: compact here, reference there" in text
     assert "epochs: 3 here, 2 there" in text
@@ -578,7 +603,7 @@ def test_report_says_how_much_of_the_turns_is_left(tmp_path):
     metrics = run.metrics | {"alignment": {"turned": 44.3, "alignment_error": 6.41}}
     runs.write_json(run.metrics_file, metrics)
     text = Page(report.write_report(run).read_text(encoding="utf-8")).text
-    assert "Turn left over 6.4° median; images were turned by 44°" in text
+    assert "Turn that remains 6.4° median; images were turned by 44°" in text
 
 
 def test_report_lists_the_worst_class_and_the_most_frequent_confusion_first(tmp_path):

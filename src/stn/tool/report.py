@@ -103,15 +103,20 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         "sweeps": [
             {
                 "kind": sweep["kind"],
-                "plot": pages.embed_file(
-                    run.sweep_file(sweep["kind"]).with_suffix(".png"), scale=2
+                "plot": _with_narrow(
+                    pages.embed_file(run.sweep_file(sweep["kind"]).with_suffix(".png"), scale=2),
+                    plots.sweep_bytes(sweep, narrow=True),
                 ),
+                "aligned": any("alignment_error" in one["points"][0] for one in sweep["runs"]),
                 "words": _sweep_in_words(sweep),
             }
             for sweep in sweeps
         ],
         # Drawn anew, not read: after an interruption the files may be older than the history.
-        "curves": pages.embed(plots.curves_bytes(history, best_epoch), "image/png", scale=2)
+        "curves": _with_narrow(
+            pages.embed(plots.curves_bytes(history, best_epoch), "image/png", scale=2),
+            plots.curves_bytes(history, best_epoch, narrow=True),
+        )
         if history
         else None,
         "alarms": alarms.summarize(history, run.config),
@@ -132,6 +137,11 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         "summary": summary.read_text(encoding="utf-8") if summary.exists() else "",
         "command": shlex.join(run.config.to_command()),
     }
+
+
+def _with_narrow(picture: dict[str, Any] | None, narrow: bytes) -> dict[str, Any] | None:
+    """A picture with another one that narrow screens show instead."""
+    return picture and picture | {"narrow": pages.embed(narrow, "image/png", scale=2)}
 
 
 def _description(field: Any) -> str:
@@ -227,14 +237,14 @@ def _headline(
                 gain = 100 * (accuracy - control["accuracy"])
                 note = f"{gain:+.1f} points with it · {note}"
             if control["differences"]:
-                note += ", not trained alike"
+                note += ", which differs in more"
             add("Without the transformer", pages.percent(control["accuracy"]), note)
         turns = metrics.get("alignment") or {}
         if plots.is_number(turns.get("alignment_error")):
             note = "median"
             if plots.is_number(turns.get("turned")):
                 note += f"; images were turned by {turns['turned']:.0f}°"
-            add("Turn left over", f"{turns['alignment_error']:.1f}°", note)
+            add("Turn that remains", f"{turns['alignment_error']:.1f}°", note)
     if plots.is_number(validated):
         note = f"after epoch {best_epoch}, the best" if best_epoch else ""
         add("Validation accuracy", pages.percent(validated), note)
@@ -298,7 +308,16 @@ def _wall(run: runs.Run) -> list[dict[str, Any]]:
             if left < 0:
                 break
             cards.append(card)
-        shown.append({"worst": worst, "cards": cards})
+        classes = len({card["true"] for card in cards})
+        everything = len(run.dataset["class_names"]) if cards else 0
+        title = (
+            "The worst mistakes first"
+            if worst
+            else "Images of every class"
+            if classes == everything
+            else f"Images of {classes} of the {everything} classes"
+        )
+        shown.append({"worst": worst, "cards": cards, "title": title})
     return shown if shown[0]["cards"] else []
 
 
@@ -307,13 +326,30 @@ def _sweep_in_words(sweep: dict[str, Any]) -> list[str]:
     said = []
     for one in sweep["runs"]:
         first, last = one["points"][0], one["points"][-1]
-        text = f"{one['name']}: accuracy {pages.percent(first['accuracy'])} at "
-        text += f"{first['strength']:g}, {pages.percent(last['accuracy'])} at "
-        text += f"{last['strength']:g} ({sweep['unit']})"
+        weak, strong = (_strength(sweep["kind"], point["strength"]) for point in (first, last))
+        text = f"{one['name']} recognizes {pages.percent(first['accuracy'])} {weak} and "
+        text += f"{pages.percent(last['accuracy'])} {strong}"
         if "alignment_error" in last:
-            text += f", where {last['alignment_error']:.3g} ({sweep['error_unit']}) is left over"
+            remains = _AMOUNTS.get(sweep["kind"], "{:.3g}").format(last["alignment_error"])
+            text += f", of which the layer leaves {remains}"
         said.append(f"{text}.")
     return said
+
+
+_STRENGTHS = {
+    "rotation": "of images turned by {:g}°",
+    "scale": "of images magnified {:g} times",
+    "translation": "of images moved by {:.0%} of their size",
+    "shear": "of images sheared by {:g}",
+    "noise": "of images under noise of {:g}",
+    "occlusion": "of images behind a square of {:.0%} of their side",
+}
+
+_AMOUNTS = {"rotation": "{:.3g}°", "scale": "a factor of {:.3g}", "translation": "{:.1%}"}
+
+
+def _strength(kind: str, strength: float) -> str:
+    return _STRENGTHS.get(kind, "at {:g}").format(strength)
 
 
 def _classes(test: dict[str, Any]) -> list[dict[str, Any]]:
@@ -402,8 +438,9 @@ def _congealing(metrics: dict[str, Any]) -> str:
     if not all(map(plots.is_number, sharp + spread)):
         return ""
     text = (
-        f"The average makes up {pages.percent(sharp[0])} of an image before, and "
-        f"{pages.percent(sharp[1])} after it was straightened: so sharp is it."
+        f"If all images of a class were the same, their average would be as strong as each: 100%. "
+        f"Here it has {pages.percent(sharp[0])} of their strength before straightening, and "
+        f"{pages.percent(sharp[1])} after."
     )
     if spread[0]:
         change = spread[1] / spread[0] - 1
