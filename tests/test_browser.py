@@ -65,7 +65,8 @@ def run(trained, tmp_path_factory):
     shutil.copytree(trained.run.path, run.path)
     point = {"strength": 0.0, "accuracy": 0.9}
     sweep = {"kind": "rotation", "unit": "degrees", "error_unit": "degrees"}
-    sweep["runs"] = [comparison.summarize(run) | {"points": [point, point]}] * 2
+    own = comparison.summarize(run) | {"points": [point, point]}
+    sweep["runs"] = [own, own | {"transform": "none", "differences": []}]
     runs.write_json(run.sweep_file("rotation"), sweep)
     shutil.copy(run.curves_file, run.sweep_file("rotation").with_suffix(".png"))
     report.write_report(run)

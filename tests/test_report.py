@@ -89,7 +89,7 @@ def make_run(path, *, epochs=3, names=("a", "b"), finished=True, count=4, config
 class Page(HTMLParser):
     """Collects elements, and fails on tags that do not match."""
 
-    VOID = ("meta", "img", "input", "link", "br", "hr")
+    VOID = ("meta", "img", "source", "input", "link", "br", "hr")
 
     def __init__(self, text):
         super().__init__()
@@ -276,11 +276,23 @@ def test_frame_refuses_what_does_not_fit(changed, message):
         pictures.draw_frame(**given | changed, title="t")
 
 
-def test_fonts_have_the_glyphs_of_captions():
-    font = pictures._font(13)
+@pytest.mark.parametrize("mono", [False, True])
+def test_fonts_have_the_glyphs_of_captions(mono):
+    font = pictures._font(13, mono=mono)
     missing = font.getmask("\uffff").getbbox(), bytes(font.getmask("\uffff"))
     for glyph in "✓✗→…·":
         assert (font.getmask(glyph).getbbox(), bytes(font.getmask(glyph))) != missing
+
+
+def test_averages_of_a_few_classes_have_room_for_their_caption():
+    """Nothing reaches the right border, and a long name says that it goes on."""
+    averages = np.ones((2, 8, 8, 1))
+    names = ["a very long class name, longer than its pictures", "b"]
+    sheet = np.asarray(pictures.draw_averages(averages, averages, names))
+    assert (sheet[:, -8:] == 255).all()
+    assert (sheet[:60, :-8] != 255).any()
+    font = pictures._font(13, bold=True, mono=True)
+    assert pictures._shorten(names[0], 116, font).endswith("…")
 
 
 # --- the film ---
@@ -459,7 +471,7 @@ def test_report_shows_test_images_and_the_worst_mistakes(tmp_path):
     assert text.count("turned 31° left, zoomed 1.2x") == 5
     assert text.count("a , recognized (75%)") == 3
     assert text.count("a , taken for <b> (75%)") == 2
-    assert text.index("Of every class") < text.index("The worst mistakes first")
+    assert text.index("Images of 1 of the 2 classes") < text.index("The worst mistakes first")
     radios = [e for e in page.all("input") if e["type"] == "radio"]
     assert [("checked" in e, e["value"]) for e in radios] == [
         (True, "wall-some"),
@@ -476,6 +488,18 @@ def test_report_shows_test_images_and_the_worst_mistakes(tmp_path):
     assert not [e for e in page.all("input") if e["type"] == "radio"]
 
 
+def test_report_claims_every_class_only_where_all_are_shown(tmp_path):
+    run = make_run(tmp_path / "run")
+    hang(run)
+    runs.write_json(run.dataset_file, run.dataset | {"class_names": ["a"] * 2})
+    assert "Images of every class" not in Page(report.render(run)).text
+    runs.write_json(run.dataset_file, run.dataset | {"class_names": ["a", "b"]})
+    with np.load(run.wall_file) as archive:
+        arrays = dict(archive) | {"labels": np.arange(5) % 2}
+    np.savez(run.wall_file, **arrays)
+    assert "Images of every class" in Page(report.render(run)).text
+
+
 def test_report_leaves_out_what_there_is_no_room_for(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", epochs=1)
     hang(run, 6, worst=6)
@@ -487,17 +511,20 @@ def test_report_leaves_out_what_there_is_no_room_for(tmp_path, monkeypatch):
 
 
 def test_report_puts_the_numbers_of_a_control_beside(tmp_path):
-    run, control = make_run(tmp_path / "run"), make_run(tmp_path / "plain")
+    run = make_run(tmp_path / "run")
+    control = make_run(tmp_path / "plain", config=run.config.replace(transform="none"))
     metrics = control.metrics
     metrics["test"]["accuracy"] = run.metrics["test"]["accuracy"] - 0.05
-    metrics["parameters"] = 54321
+    metrics["parameters"] = 12321
     runs.write_json(control.metrics_file, metrics)
     page = report.write_report(run)
     assert "Control" not in Page(page.read_text(encoding="utf-8")).text
 
     text = Page(report.write_report(run, control=control.path).read_text(encoding="utf-8")).text
     assert "+5.0 points with it · run plain" in text
-    assert "Parameters 12,345 54,321" in text
+    assert "Parameters 12,345 12,321" in text
+    assert "trained alike, without" in text
+    assert "differs in more" not in text
 
     # That of a sweep, without being asked for; an older sweep has no numbers.
     point = {"strength": 0.0, "accuracy": 0.9}
@@ -506,15 +533,69 @@ def test_report_puts_the_numbers_of_a_control_beside(tmp_path):
     sweep = {"kind": "rotation", "unit": "degrees", "error_unit": "degrees"}
     sweep["runs"] = [
         comparison.summarize(run) | {"points": [point, turned]},
-        comparison.summarize(control) | {"points": [point, last]},
+        comparison.summarize(control) | {"points": [point, last], "differences": []},
     ]
     runs.write_json(run.sweep_file("rotation"), sweep)
     text = Page(report.write_report(run).read_text(encoding="utf-8")).text
     assert "+5.0 points with it · run plain" in text
-    assert "run: accuracy 90.0% at 0, 50.0% at 90 (degrees), where 7.25 (degrees) is left" in text
+    assert "run recognizes 90.0% of images turned by 0° and 50.0% of images turned by 90°" in text
+    assert "90°, of which the layer leaves 7.25°." in text
     sweep["runs"][1] = {"name": "plain", "points": [point, last]}
     runs.write_json(run.sweep_file("rotation"), sweep)
     assert "points with it" not in Page(report.write_report(run).read_text(encoding="utf-8")).text
+
+
+def test_report_shows_alarms(tmp_path):
+    run = make_run(tmp_path / "run")
+    text = Page(report.write_report(run).read_text(encoding="utf-8")).text
+    assert "alarms" not in text.lower(), "nothing was measured"
+    history = [record | {"luck": 0.5, "out_of_frame": 0.1} for record in run.history]
+    runs.write_json(run.history_file, history)
+    assert "No alarms." in Page(report.write_report(run).read_text(encoding="utf-8")).text
+    history[-1]["out_of_frame"] = 0.55
+    runs.write_json(run.history_file, history)
+    text = Page(report.write_report(run).read_text(encoding="utf-8")).text
+    assert "No alarms" not in text
+    assert "55% of the sampling points lie outside the image" in text
+    assert "(epoch 3)" in text
+
+
+def test_report_says_in_what_else_a_control_differs(tmp_path):
+    run = make_run(tmp_path / "run")
+    other = run.config.replace(transform="none", epochs=2, model="reference")
+    control = make_run(tmp_path / "plain", epochs=2, config=other)
+    runs.write_json(control.metrics_file, control.metrics | {"parameters": 99999})
+    text = Page(report.write_report(run, control=control).read_text(encoding="utf-8")).text
+    assert "run plain, which differs in more" in text
+    assert "is trained alike" not in text
+    assert "model: compact here, reference there" in text
+    assert "epochs: 3 here, 2 there" in text
+    assert "parameters: 12,345 here, 99,999 there" in text
+
+
+def test_report_takes_no_other_run_for_a_control(tmp_path):
+    run = make_run(tmp_path / "run")
+    plain = run.config.replace(transform="none")
+    before = report.write_report(run).read_bytes()
+    for i, (options, match) in enumerate(
+        [
+            ({"config": run.config}, "with transform='affine'"),
+            ({"config": plain, "finished": False}, "no results on test images yet"),
+            ({"config": plain.replace(data="mnist")}, "with data=mnist"),
+            ({"config": plain.replace(distort="R")}, "with distort=R"),
+            ({"config": plain.replace(seed=1)}, "with seed=1"),
+            ({"config": plain, "names": ("a", "c")}, "with other classes"),
+        ]
+    ):
+        control = make_run(tmp_path / f"{i}", **options)
+        with pytest.raises(UserError, match=f"^Expected as control .* Received: .*{match}"):
+            report.write_report(run, control=control)
+    with pytest.raises(UserError, match="with transform='affine'"):
+        report.write_report(run, control=run)
+    control = make_run(tmp_path / "control", config=plain)
+    with pytest.raises(UserError, match="leave out --control"):
+        report.write_report(control, control=control)
+    assert run.report_file.read_bytes() == before
 
 
 def test_report_says_how_much_of_the_turns_is_left(tmp_path):
@@ -522,7 +603,7 @@ def test_report_says_how_much_of_the_turns_is_left(tmp_path):
     metrics = run.metrics | {"alignment": {"turned": 44.3, "alignment_error": 6.41}}
     runs.write_json(run.metrics_file, metrics)
     text = Page(report.write_report(run).read_text(encoding="utf-8")).text
-    assert "Turn left over 6.4° median; images were turned by 44°" in text
+    assert "Turn that remains 6.4° median; images were turned by 44°" in text
 
 
 def test_report_lists_the_worst_class_and_the_most_frequent_confusion_first(tmp_path):

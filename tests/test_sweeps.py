@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import stn
-from stn.tool import sweeps
+from stn.tool import sweeps, training
 from stn.tool.config import UserError
 
 LETTER = np.zeros((1, 12, 12, 1), "uint8")
@@ -68,6 +68,19 @@ def pair(trained, tmp_path_factory):
     return paths
 
 
+@pytest.fixture(scope="module")
+def control(trained, tmp_path_factory):
+    """A run like that of `trained`, without a transformer; it has learned nothing."""
+    path = tmp_path_factory.mktemp("controls") / "plain"
+    shutil.copytree(trained.run.path, path)
+    run = stn.Run(path)
+    config = run.config.replace(transform="none")
+    run.config_file.write_text(config.to_toml(), encoding="utf-8")
+    shape, names = run.dataset["input_shape"], run.dataset["class_names"]
+    training.build(config, tuple(shape), len(names), steps=1).save(run.model_file)
+    return path
+
+
 @pytest.mark.parametrize("kind", ["rotation", "translation", "scale"])
 def test_a_transformer_that_does_nothing_leaves_all_of_it(pair, kind):
     strengths = {"rotation": [0, 20, 45], "translation": [0, 0.1], "scale": [0.5, 1]}[kind]
@@ -91,20 +104,21 @@ def test_turns_of_the_own_distortion(pair):
     assert sweeps.turns_left_over(model, config.replace(distort="P"), images) is None
 
 
-def test_files_of_a_sweep(pair):
-    results = sweeps.sweep(pair[1], "rotation", control=pair[0], strengths=[0, 40], count=15)
+def test_files_of_a_sweep(pair, control):
+    results = sweeps.sweep(pair[1], "rotation", control=control, strengths=[0, 40], count=15)
     assert results["count"] == 15
-    assert [run["name"] for run in results["runs"]] == ["trained", "idle"]
+    assert [run["name"] for run in results["runs"]] == ["trained", "plain"]
     for run in results["runs"]:
         for point in run["points"]:
-            for key in ("accuracy", "alignment_error"):
+            keys = ("accuracy", "alignment_error") if run["name"] == "trained" else ("accuracy",)
+            for key in keys:
                 assert point[f"{key}_low"] <= point[key] <= point[f"{key}_high"]
-    again = sweeps.sweep(pair[1], "rotation", control=pair[0], strengths=[0, 40], count=15)
+    again = sweeps.sweep(pair[1], "rotation", control=control, strengths=[0, 40], count=15)
     assert again == results, "fixed by the seed"
     file = stn.Run(pair[1]).sweep_file("rotation")
     assert json.loads(file.read_text()) == results
     rows = list(csv.DictReader(file.with_suffix(".csv").read_text().splitlines()))
-    assert [row["run"] for row in rows] == ["trained", "trained", "idle", "idle"]
+    assert [row["run"] for row in rows] == ["trained", "trained", "plain", "plain"]
     assert float(rows[1]["strength"]) == 40
     with Image.open(file.with_suffix(".png")) as picture:
         assert picture.size == (1800, 740)
@@ -126,17 +140,23 @@ def test_errors(pair, arguments, match):
         sweeps.sweep(pair[0], kind, strengths=strengths)
 
 
-def test_command(pair, capsys):
+def test_a_run_with_a_transformer_is_no_control(pair):
+    for wrong in pair:
+        with pytest.raises(UserError, match=r"^Expected as control .* with transform='affine'"):
+            sweeps.sweep(pair[1], "noise", control=wrong, strengths=[0.0])
+
+
+def test_command(pair, control):
     from typer.testing import CliRunner
 
     from stn.tool.cli import app
 
-    arguments = ["evaluate", str(pair[1]), "--sweep", "shear", "--control", str(pair[0])]
+    arguments = ["evaluate", str(pair[1]), "--sweep", "shear", "--control", str(control)]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
-    assert {"shear", "trained:", "idle:", "(tangent)"} <= set(shown.stdout.split())
+    assert {"shear", "trained:", "plain:", "(tangent)"} <= set(shown.stdout.split())
     found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert found["kind"] == "shear"
-    for wrong in (["--control", str(pair[0])], ["--sweep", "noise", "--distort", "R"]):
+    for wrong in (["--control", str(control)], ["--sweep", "noise", "--distort", "R"]):
         failed = CliRunner().invoke(app, ["evaluate", str(pair[1]), *wrong])
         assert isinstance(failed.exception, UserError)

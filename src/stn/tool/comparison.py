@@ -21,7 +21,7 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "epochs": ("Epochs", lambda value: f"{value}"),
     "train_seconds": ("Training time", pages.duration),
     "images_per_second": ("Images/s in training", lambda value: f"{value:,.0f}"),
-    "alignment_error": ("Turn left over", lambda value: f"{value:.1f}°"),
+    "alignment_error": ("Turn that remains", lambda value: f"{value:.1f}°"),
     "variance": ("Variance within a class", lambda value: f"{100 * value:+.0f}%"),
     "sharpness": ("Sharpness of averages", lambda value: f"{100 * value:.1f}%"),
 }

@@ -109,6 +109,7 @@ def draw_frame(
     rows = math.ceil(count / columns)
     pad, gap, labels, top, bottom = 24, 8, 50, 76, 44
     big, normal, small = _font(20, bold=True), _font(13), _font(12)
+    names = _font(13, mono=True)
     title, subtitle = _one_line(title), _one_line(subtitle)
     key = _legend(outlined=points is not None, transformed=results is not None or not legend)
     cards = columns * (card_width + gap) - gap
@@ -150,10 +151,10 @@ def draw_frame(
             if column == 0:
                 draw.text((left - 8, y + result_size[1] / 2), "output", GRAY, small, "rm")
         if captions is not None:
-            text = _shorten(_one_line(captions[index]), card_width - 6, normal)
+            text = _shorten(_one_line(captions[index]), card_width - 6, names)
             color = {"✓": RIGHT, "✗": WRONG}.get(text[:1], INK)
             at = (left + card_width / 2, upper + zone_height + result_height + 14)
-            draw.text(at, text, color, normal, "ms")
+            draw.text(at, text, color, names, "ms")
         if notes is not None:
             text = _shorten(_one_line(notes[index]), card_width - 6, small)
             at = (left + card_width / 2, upper + card_height - 8)
@@ -245,7 +246,8 @@ def draw_inspection(
         tiles.append(("straightened", draw_example(output, None, None, factor=2)))
     big, normal, small = _font(20, bold=True), _font(14), _font(12)
     pad, gap = 24, 20
-    widest = max((normal.getlength(_one_line(name)) for name, _ in classes), default=0)
+    mono = _font(14, mono=True)
+    widest = max((mono.getlength(_one_line(name)) for name, _ in classes), default=0)
     names = min(130, max(24, round(widest))) + 12
     height = max(tile.height for _, tile in tiles)
     texts = max(big.getlength(title), normal.getlength(words))
@@ -264,8 +266,8 @@ def draw_inspection(
     bar = size[0] - 2 * pad - names - 60
     for i, (name, probability) in enumerate(classes):
         y = top + height + 40 + i * step
-        text = _shorten(_one_line(name), names - 12, normal)
-        draw.text((pad, y + step / 2), text, INK, normal, "lm")
+        text = _shorten(_one_line(name), names - 12, mono)
+        draw.text((pad, y + step / 2), text, INK, mono, "lm")
         x = pad + names
         draw.rectangle((x, y + 6, x + bar, y + step - 7), CARD)
         draw.rectangle((x, y + 6, x + round(bar * probability), y + step - 7), BAR)
@@ -289,19 +291,24 @@ def draw_averages(before: Any, after: Any, class_names: Sequence[str]) -> Image.
         'RGB'
     """
     seen = [i for i in range(len(class_names)) if np.isfinite(before[i]).all()][:62]
-    font, small = _font(13, bold=True), _font(12)
+    font, small = _font(13, bold=True, mono=True), _font(12)
+    text = "Average image of each class: input on the left, straightened on the right"
+    lines = (text, "Each is brightened by itself until its lightest spot is white")
     width, height, gap, columns, label = 56, 56, 14, min(8, max(len(seen), 1)), 26
     rows = math.ceil(len(seen) / columns)
     step = (2 * width + 4 + gap, height + label + gap)
-    size = (max(columns * step[0] + 2 * gap, 420), rows * step[1] + 2 * gap + 24)
+    top = 42
+    texts = math.ceil(max(map(small.getlength, lines)))
+    size = (max(columns * step[0], texts) + 2 * gap, rows * step[1] + 2 * gap + top)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    text = "Average image of each class: input on the left, straightened on the right"
-    draw.text((gap, 24), text, GRAY, small, "ls")
+    for i, line in enumerate(lines):
+        draw.text((gap, 24 + 18 * i), line, GRAY, small, "ls")
     for place, index in enumerate(seen):
         row, column = divmod(place, columns)
-        x, y = gap + column * step[0], 24 + gap + row * step[1]
-        draw.text((x + width + 2, y + 16), _one_line(class_names[index])[:16], INK, font, "ms")
+        x, y = gap + column * step[0], top + gap + row * step[1]
+        name = _shorten(_one_line(str(class_names[index])), 2 * width + 4, font)
+        draw.text((x + width + 2, y + 16), name, INK, font, "ms")
         for side, images in enumerate((before, after)):
             image = images[index]
             tile = _tiles("averages", (image / max(float(image.max()), 1e-6))[None])[0]
@@ -459,8 +466,9 @@ def _shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
 
 
 @functools.lru_cache
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+def _font(size: int, *, bold: bool = False, mono: bool = False) -> ImageFont.FreeTypeFont:
     import matplotlib  # its fonts come with it, so the pictures look the same everywhere
 
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    # Names of classes are monospaced: there I and l, O and 0 are unlike.
+    name = f"DejaVuSans{'Mono' if mono else ''}{'-Bold' if bold else ''}.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)

@@ -13,6 +13,7 @@ import numpy as np
 from stn.tool import runs
 
 BLUE = "#1f5fae"
+NARROW = (4.2, 7.0)  # inches of two plots below each other, for a phone
 LINES = (BLUE, "#b93c0a", "#14783a", "#7a3fa0", "#8893a3", "#a8730a")
 
 
@@ -33,14 +34,16 @@ def draw_curves(history: list[dict[str, Any]], path: Any, *, best_epoch: int | N
         temporary.write_bytes(picture)
 
 
-def curves_bytes(history: list[dict[str, Any]], best_epoch: int | None) -> bytes:
-    """The PNG of `draw_curves`."""
+def curves_bytes(
+    history: list[dict[str, Any]], best_epoch: int | None, *, narrow: bool = False
+) -> bytes:
+    """The PNG of `draw_curves`; for a narrow screen the plots are below each other."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    figure = Figure(figsize=(9, 3.7), dpi=200, facecolor="white")
+    figure = Figure(figsize=NARROW if narrow else (9, 3.7), dpi=200, facecolor="white")
     last = max((record.get("epoch", 1) for record in history), default=1)
-    panels = figure.subplots(1, 2)
+    panels = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     for panel, key, name in zip(panels, ("loss", "accuracy"), ("Loss", "Accuracy"), strict=True):
         panel.set_title(name, loc="left", fontsize=12, fontweight="bold", color="#1c2026", pad=10)
         for column, label, color, width in (
@@ -208,13 +211,24 @@ def draw_sweep(results: dict[str, Any], path: Any) -> None:
     Example:
         >>> draw_sweep(sweep("runs/affine", "rotation"), "rotation.png")  # doctest: +SKIP
     """
+    picture = sweep_bytes(results)
+    with runs.atomic(path) as temporary:
+        temporary.write_bytes(picture)
+
+
+def sweep_bytes(results: dict[str, Any], *, narrow: bool = False) -> bytes:
+    """The PNG of `draw_sweep`; for a narrow screen the plots are below each other."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     aligned = any("alignment_error" in run["points"][0] for run in results["runs"])
-    figure = Figure(figsize=(9 if aligned else 5, 3.7), dpi=200, facecolor="white")
-    panels = figure.subplots(1, 1 + aligned, squeeze=False)[0]
-    titles = ("Accuracy", f"Left over ({results['error_unit']})")
+    size = (9 if aligned else 5, 3.7)
+    if narrow:
+        size = NARROW if aligned else (4.2, 3.5)
+    figure = Figure(figsize=size, dpi=200, facecolor="white")
+    shape = (1 + aligned, 1) if narrow else (1, 1 + aligned)
+    panels = figure.subplots(*shape, squeeze=False).ravel()
+    titles = ("Accuracy", f"What remains ({results['error_unit']})")
     for panel, key, title in zip(panels, ("accuracy", "alignment_error"), titles, strict=False):
         panel.set_title(title, loc="left", fontsize=12, fontweight="bold", color="#1c2026", pad=10)
         for run, color in zip(results["runs"], (BLUE, "#8893a3"), strict=False):
@@ -222,7 +236,10 @@ def draw_sweep(results: dict[str, Any], path: Any) -> None:
             if not points:
                 continue
             x = [point["strength"] for point in points]
-            low, high = ([point[f"{key}_{end}"] for point in points] for end in ("low", "high"))
+            low, high = (
+                [point.get(f"{key}_{end}", point[key]) for point in points]
+                for end in ("low", "high")
+            )
             panel.plot(x, [point[key] for point in points], "o-", color=color, label=run["name"])
             panel.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
         panel.set_xlabel(f"{results['kind']} ({results['unit']})")
@@ -238,8 +255,7 @@ def draw_sweep(results: dict[str, Any], path: Any) -> None:
             panels[1].plot(strengths, strengths, ":", color="#8893a3", label="nothing taken back")
             panels[1].legend(frameon=False)
     figure.tight_layout()
-    with runs.atomic(path) as temporary:
-        temporary.write_bytes(_png(figure))
+    return _png(figure)
 
 
 def draw_confusion(confusion: Any, class_names: Sequence[str], path: Any) -> None:
@@ -301,8 +317,10 @@ def confusion_bytes(confusion: Any, class_names: Sequence[str]) -> bytes:
     every = max(1, math.ceil(k / 120))
     ticks = range(0, k, every)
     shown = names[::every]
-    panel.set_xticks(ticks, shown, fontsize=font, rotation=90 if upright else 0, parse_math=False)
-    panel.set_yticks(ticks, shown, fontsize=font, parse_math=False)
+    # In this font I and l, O and 0 are unlike.
+    text: dict[str, Any] = {"fontsize": font, "family": "DejaVu Sans Mono", "parse_math": False}
+    panel.set_xticks(ticks, shown, rotation=90 if upright else 0, **text)
+    panel.set_yticks(ticks, shown, **text)
     panel.tick_params(length=0, pad=3, colors="#1c2026")
     panel.set_xlabel("predicted", fontsize=11, color="#5c6470", labelpad=6)
     panel.set_ylabel("true", fontsize=11, color="#5c6470", labelpad=6)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stn.tool import comparison, films, pages, plots, runs, walls
+from stn.tool import alarms, comparison, controls, films, pages, plots, runs, walls
 
 PAGE_BYTES = 5_000_000
 FILM_BYTES = 1_200_000  # of the film inside the page, before base64 adds a third
@@ -31,14 +31,14 @@ def write_report(
 
     Args:
         run: A run, or its folder. Its configuration must be there; everything else may be missing.
-        control: A run without a transformer, to put its numbers beside; by default that of the
-            run's sweeps, if there is one.
+        control: A finished run without a transformer on the same test images, to put its numbers
+            beside; by default that of the run's sweeps, if there is one.
 
     Returns:
         The path of the page, `run.report_file`.
 
     Raises:
-        UserError: If this is not a run, or one of its JSON files is damaged.
+        UserError: If this is not a run, one of its JSON files is damaged, or the control is none.
 
     Example:
         >>> write_report(Run.open("runs/affine"))  # doctest: +SKIP
@@ -84,13 +84,14 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
     sweeps = [_read_sweep(run, file) for file in sorted(run.path.glob("sweep-*.json"))]
     # Those first that a transformer can take back.
     sweeps.sort(key=lambda sweep: sweep.get("error_unit") is None)
-    beside = _control(control, sweeps)
+    beside = _control(run, control, sweeps)
     return {
         "name": run.path.resolve().name,
         "sentence": _sentence(config, metrics, names),
         "notice": _notice(config, history, metrics),
         "headline": _headline(config, history, metrics, best_epoch, beside),
         "control": _beside(comparison.summarize(run), beside),
+        "differences": beside["differences"] if beside else [],
         "transformed": _transform(config) is not None,
         "film": film,
         "film_note": film_note,
@@ -102,17 +103,23 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         "sweeps": [
             {
                 "kind": sweep["kind"],
-                "plot": pages.embed_file(
-                    run.sweep_file(sweep["kind"]).with_suffix(".png"), scale=2
+                "plot": _with_narrow(
+                    pages.embed_file(run.sweep_file(sweep["kind"]).with_suffix(".png"), scale=2),
+                    plots.sweep_bytes(sweep, narrow=True),
                 ),
+                "aligned": any("alignment_error" in one["points"][0] for one in sweep["runs"]),
                 "words": _sweep_in_words(sweep),
             }
             for sweep in sweeps
         ],
         # Drawn anew, not read: after an interruption the files may be older than the history.
-        "curves": pages.embed(plots.curves_bytes(history, best_epoch), "image/png", scale=2)
+        "curves": _with_narrow(
+            pages.embed(plots.curves_bytes(history, best_epoch), "image/png", scale=2),
+            plots.curves_bytes(history, best_epoch, narrow=True),
+        )
         if history
         else None,
+        "alarms": alarms.summarize(history, run.config),
         "classes": _classes(test),
         "pairs": _pairs(confusion, names),
         "confusion": pages.embed(plots.confusion_bytes(confusion, names), "image/png", scale=2)
@@ -130,6 +137,11 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         "summary": summary.read_text(encoding="utf-8") if summary.exists() else "",
         "command": shlex.join(run.config.to_command()),
     }
+
+
+def _with_narrow(picture: dict[str, Any] | None, narrow: bytes) -> dict[str, Any] | None:
+    """A picture with another one that narrow screens show instead."""
+    return picture and picture | {"narrow": pages.embed(narrow, "image/png", scale=2)}
 
 
 def _description(field: Any) -> str:
@@ -214,13 +226,15 @@ def _headline(
             if plots.is_number(accuracy):
                 gain = 100 * (accuracy - control["accuracy"])
                 note = f"{gain:+.1f} points with it · {note}"
+            if control["differences"]:
+                note += ", which differs in more"
             add("Without the transformer", pages.percent(control["accuracy"]), note)
         turns = metrics.get("alignment") or {}
         if plots.is_number(turns.get("alignment_error")):
             note = "median"
             if plots.is_number(turns.get("turned")):
                 note += f"; images were turned by {turns['turned']:.0f}°"
-            add("Turn left over", f"{turns['alignment_error']:.1f}°", note)
+            add("Turn that remains", f"{turns['alignment_error']:.1f}°", note)
     if plots.is_number(validated):
         note = f"after epoch {best_epoch}, the best" if best_epoch else ""
         add("Validation accuracy", pages.percent(validated), note)
@@ -246,11 +260,20 @@ def _headline(
     return numbers
 
 
-def _control(control: runs.Run | None, sweeps: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _control(
+    run: runs.Run, control: runs.Run | None, sweeps: list[dict[str, Any]]
+) -> dict[str, Any] | None:
     """The numbers of a run without transformer: the one given, or that of a sweep."""
     if control is not None:
-        return comparison.summarize(control)
-    found = [one for sweep in sweeps for one in sweep["runs"][1:] if "accuracy" in one]
+        controls.check(run, control)
+        differences = controls.differences(run, control)
+        return comparison.summarize(control) | {"differences": differences}
+    found = [
+        one
+        for sweep in sweeps
+        for one in sweep["runs"][1:]
+        if one.get("transform") == "none" and one.get("finished") and "differences" in one
+    ]
     return found[-1] if found else None
 
 
@@ -275,7 +298,16 @@ def _wall(run: runs.Run) -> list[dict[str, Any]]:
             if left < 0:
                 break
             cards.append(card)
-        shown.append({"worst": worst, "cards": cards})
+        classes = len({card["true"] for card in cards})
+        everything = len(run.dataset["class_names"]) if cards else 0
+        title = (
+            "The worst mistakes first"
+            if worst
+            else "Images of every class"
+            if classes == everything
+            else f"Images of {classes} of the {everything} classes"
+        )
+        shown.append({"worst": worst, "cards": cards, "title": title})
     return shown if shown[0]["cards"] else []
 
 
@@ -294,13 +326,30 @@ def _sweep_in_words(sweep: dict[str, Any]) -> list[str]:
     said = []
     for one in sweep["runs"]:
         first, last = one["points"][0], one["points"][-1]
-        text = f"{one['name']}: accuracy {pages.percent(first['accuracy'])} at "
-        text += f"{first['strength']:g}, {pages.percent(last['accuracy'])} at "
-        text += f"{last['strength']:g} ({sweep['unit']})"
+        weak, strong = (_strength(sweep["kind"], point["strength"]) for point in (first, last))
+        text = f"{one['name']} recognizes {pages.percent(first['accuracy'])} {weak} and "
+        text += f"{pages.percent(last['accuracy'])} {strong}"
         if "alignment_error" in last:
-            text += f", where {last['alignment_error']:.3g} ({sweep['error_unit']}) is left over"
+            remains = _AMOUNTS.get(sweep["kind"], "{:.3g}").format(last["alignment_error"])
+            text += f", of which the layer leaves {remains}"
         said.append(f"{text}.")
     return said
+
+
+_STRENGTHS = {
+    "rotation": "of images turned by {:g}°",
+    "scale": "of images magnified {:g} times",
+    "translation": "of images moved by {:.0%} of their size",
+    "shear": "of images sheared by {:g}",
+    "noise": "of images under noise of {:g}",
+    "occlusion": "of images behind a square of {:.0%} of their side",
+}
+
+_AMOUNTS = {"rotation": "{:.3g}°", "scale": "a factor of {:.3g}", "translation": "{:.1%}"}
+
+
+def _strength(kind: str, strength: float) -> str:
+    return _STRENGTHS.get(kind, "at {:g}").format(strength)
 
 
 def _classes(test: dict[str, Any]) -> list[dict[str, Any]]:
@@ -390,8 +439,9 @@ def _congealing(metrics: dict[str, Any]) -> str:
     if not all(map(plots.is_number, sharp + spread)):
         return ""
     text = (
-        f"The average makes up {pages.percent(sharp[0])} of an image before, and "
-        f"{pages.percent(sharp[1])} after it was straightened: so sharp is it."
+        f"If all images of a class were the same, their average would be as strong as each: 100%. "
+        f"Here it has {pages.percent(sharp[0])} of their strength before straightening, and "
+        f"{pages.percent(sharp[1])} after."
     )
     if spread[0]:
         change = spread[1] / spread[0] - 1

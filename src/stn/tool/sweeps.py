@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stn.tool import alignment, comparison, evaluation, plots, runs
+from stn.tool import alignment, comparison, controls, evaluation, plots, runs
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
 
@@ -57,16 +57,17 @@ def sweep(
     Args:
         run: A run, or its folder.
         kind: One of `KINDS`.
-        control: A run without a transformer on the same data, to compare with.
+        control: A finished run without a transformer on the same test images, to compare with.
         strengths: Other strengths than the usual ones, in the unit of `KINDS`.
         count: Test images to use, at most; chosen by the seed, the same for all strengths.
         backend: Another backend than the run's.
 
     Returns:
         `kind`, `unit`, `error_unit`, `count`, `runs`: for each run its `points` and what
-        `stn.tool.comparison.summarize` says of it. A point has `strength`, `accuracy` and, for a
-        transformer, `alignment_error` (the median), each with `_low` and `_high`, a 95 % bootstrap
-        interval over the images.
+        `stn.tool.comparison.summarize` says of it, and for the control its `differences` from the
+        run besides the layer, as from `stn.tool.controls`. A point has `strength`, `accuracy` and,
+        for a transformer, `alignment_error` (the median), each with `_low` and `_high`, a 95 %
+        bootstrap interval over the images.
 
     Raises:
         UserError: If there is no such kind, or a run cannot be used.
@@ -85,6 +86,8 @@ def sweep(
         one if isinstance(one, runs.Run) else runs.Run.open(one)
         for one in (run, *([] if control is None else [control]))
     ]
+    for one in opened[1:]:
+        controls.check(opened[0], one)
     results: dict[str, Any] = {
         "kind": kind,
         "unit": unit,
@@ -104,7 +107,10 @@ def sweep(
                 left = _left_over(kind, seen, still, reader.size)
                 point |= _interval("alignment_error", left, np.median)
             points.append(point)
-        results["runs"].append(comparison.summarize(one) | {"points": points})
+        summary = comparison.summarize(one) | {"points": points}
+        if one is not opened[0]:
+            summary["differences"] = controls.differences(opened[0], one)
+        results["runs"].append(summary)
     _write(opened[0], results)
     return results
 

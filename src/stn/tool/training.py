@@ -23,6 +23,7 @@ import numpy as np
 
 from stn import models
 from stn.tool import (
+    alarms,
     alignment,
     data,
     environment,
@@ -121,6 +122,7 @@ def train(
         steps=steps,
     )
     monitor = Monitor(run, config, model, validation_images, validation_split.labels, names)
+    lookout = alarms.Lookout(model, config, validation_images, validation_split.labels)
     summary = _summary(model)
     if resume:
         run.clear_unfinished()
@@ -181,6 +183,7 @@ def train(
             "learning_rate": rate,
             "seconds": seconds,
             "images_per_second": steps * config.batch_size / seconds,
+            **lookout.measure(),
         }
         state["history"].append(record)
         if not math.isfinite(record["loss"]) or not math.isfinite(record["val_loss"]):
@@ -195,6 +198,8 @@ def train(
         _save(run, model, state, best)
         runs.write_json(run.history_file, state["history"])
         progress.epoch_done(record, best=state["best_epoch"] == epoch)
+        for alarm in alarms.new(state["history"], config):
+            progress.say(f"Alarm: {alarm}")
 
     board.close()
 

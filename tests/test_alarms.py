@@ -1,0 +1,100 @@
+"""Alarms are raised by what is wrong with sampling grids, and by nothing else."""
+
+import numpy as np
+import pytest
+
+from stn import grids
+from stn.tool import alarms
+from stn.tool.config import Config
+
+IDENTITY = np.array([[1.0, 0, 0], [0, 1, 0]])
+CONFIG = Config(distort="RTS")
+
+
+def points(theta):
+    """The sampling points of affine maps `(count, 2, 3)`."""
+    regular = grids.regular((12, 12))
+    grid = np.concatenate([regular, np.ones((12, 12, 1))], axis=-1)
+    return np.einsum("nij,hwj->nhwi", theta, grid)
+
+
+def turned(*degrees, zoom=1.0, shift=0.0):
+    angle = np.deg2rad(degrees)
+    cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
+    none = np.zeros_like(angle)
+    rows = [np.stack([cos, -sin, none + shift], -1), np.stack([sin, cos, none], -1)]
+    return points(np.stack(rows, axis=1))
+
+
+def names(grid, epoch=5, config=CONFIG, **others):
+    record = {"epoch": epoch, "val_accuracy": 0.9, "luck": 0.1, **others}
+    return list(alarms.raised(record | alarms.measure(grid), config))
+
+
+HEALTHY = turned(-40, -20, 0, 20, 40)
+
+
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [
+        (HEALTHY, []),
+        (turned(-40, 40, zoom=0.6), []),
+        (turned(-40, 40, zoom=0.05), ["collapsed"]),
+        (turned(-40, 40, zoom=0.0), ["collapsed", "all alike"]),
+        (turned(-40, 40, shift=1.2), ["outside"]),
+        (turned(-40, 40, zoom=2), ["outside", "zoomed out"]),
+        (turned(30, 30, 30, 30), ["all alike"]),
+        (turned(0, 0, 0, 0), ["not moved"]),
+        (np.full((3, 12, 12, 2), np.nan), ["not finite"]),
+        (np.concatenate([HEALTHY, np.full((1, 12, 12, 2), np.inf)]), ["not finite"]),
+    ],
+)
+def test_alarms_of_made_up_grids(grid, expected):
+    assert names(grid) == expected
+
+
+def test_the_identity_is_no_alarm_at_first_nor_where_it_may_be_right():
+    identity = points(np.tile(IDENTITY, (8, 1, 1)))
+    assert names(identity, epoch=1) == []
+    assert names(identity, epoch=9, config=Config(distort="none")) == []
+
+
+def test_measures():
+    found = alarms.measure(turned(-30, 30, zoom=0.5))
+    assert found["sampled_area"] == pytest.approx(0.25)
+    assert found["out_of_frame"] == 0
+    half = alarms.measure(turned(0, shift=1.0))
+    assert half["out_of_frame"] == pytest.approx(0.5)
+    assert half["theta_moved"] == pytest.approx(0.5)
+    assert half["theta_spread"] == 0
+
+
+def test_accuracy_not_above_chance():
+    assert names(HEALTHY, val_accuracy=0.09) == ["chance"]
+    assert names(HEALTHY, val_accuracy=0.09, epoch=1) == []
+
+
+def test_what_to_try_is_not_what_was_done():
+    record = {"epoch": 5} | alarms.measure(turned(-40, 40, shift=1.2))
+    assert "--padding border" in alarms.raised(record, CONFIG)["outside"]
+    assert "--padding" not in alarms.raised(record, CONFIG.replace(padding="border"))["outside"]
+
+
+def test_an_alarm_is_said_once_and_kept():
+    wrong = {"luck": 0.1, "val_accuracy": 0.9} | alarms.measure(turned(-40, 40, zoom=0.05))
+    fine = {"luck": 0.1, "val_accuracy": 0.9} | alarms.measure(HEALTHY)
+    history = [{"epoch": 1} | wrong, {"epoch": 2} | wrong, {"epoch": 3} | fine]
+    assert len(alarms.new(history[:1], CONFIG)) == 1
+    assert alarms.new(history[:2], CONFIG) == alarms.new(history, CONFIG) == []
+    (text,) = alarms.summarize(history, CONFIG)
+    assert "almost a point" in text
+    assert "(epochs 1 to 2, not since)" in text
+    assert alarms.summarize(history[2:], CONFIG) == []
+    assert alarms.summarize([{"epoch": 1, "val_accuracy": 0.1}], CONFIG) is None
+
+
+def test_training_measures_after_every_epoch(trained):
+    for record in trained.run.history:
+        assert {"out_of_frame", "sampled_area", "theta_spread", "finite"} <= record.keys()
+        assert record["finite"] == 1
+    assert trained.run.history[-1]["theta_moved"] > 0
