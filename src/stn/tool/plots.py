@@ -333,13 +333,13 @@ def confusion_bytes(confusion: Any, class_names: Sequence[str]) -> bytes:
     if k <= 20:
         for row, column in np.argwhere(counts > 0):
             share = shares[row, column]
-            text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
+            label = f"{100 * share:.0f}" if share >= 0.005 else "<1"
             if k <= 4:
-                text = f"{100 * share:.1f}%\n{counts[row, column]:,.0f}"
+                label = f"{100 * share:.1f}%\n{counts[row, column]:,.0f}"
             panel.text(
                 column,
                 row,
-                text,
+                label,
                 ha="center",
                 va="center",
                 linespacing=1.4,
