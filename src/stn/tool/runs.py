@@ -158,9 +158,11 @@ def reading(path: Path, *, remedy: str = "") -> Iterator[None]:
     except UserError:
         raise
     except (*_DAMAGE, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        # What libraries say of a damaged file is about their insides, or about ways to trust it.
+        why = error.strerror if isinstance(error, OSError) else None
         raise UserError(
-            f"Expected a file that `stn` wrote. Received: {path}, which cannot be read "
-            f"({error or type(error).__name__}): "
+            f"Expected a file that `stn` wrote. Received: {path}, which "
+            + (f"cannot be read ({why}): " if why else "is damaged: ")
             + (remedy or "delete it, and the page will do without")
         ) from error
 
