@@ -135,6 +135,22 @@ def test_pages_suit_everyone(visit, run, trained, tmp_path, kind, scheme, width)
     assert found.violations_count == 0, found.generate_report()
 
 
+def test_pictures_on_a_phone_fit_or_say_that_they_go_on(visit, run):
+    page = visit(run.report_file.as_uri(), viewport={"width": 390, "height": 800}).page
+    for box in page.locator(".picture").all():
+        cut = box.evaluate("box => box.scrollWidth > box.clientWidth + 1")
+        says = box.evaluate(
+            "box => box.nextElementSibling?.matches('.swipe') && "
+            "box.nextElementSibling.checkVisibility()"
+        )
+        assert not cut or says, box.get_attribute("aria-label")
+    for name in ("Curves", "Rotation curves"):
+        box = page.locator(f".picture[aria-label^='{name}']")
+        assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+    page.set_viewport_size({"width": 1440, "height": 800})
+    assert not any(cue.is_visible() for cue in page.locator(".swipe").all())
+
+
 def test_a_watched_page_loads_itself_again(visit, run, tmp_path):
     growing = runs.Run(tmp_path / "run")
     with watching.serve(growing) as address:

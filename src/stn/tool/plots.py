@@ -318,9 +318,9 @@ def confusion_bytes(confusion: Any, class_names: Sequence[str]) -> bytes:
     ticks = range(0, k, every)
     shown = names[::every]
     # In this font I and l, O and 0 are unlike.
-    text: dict[str, Any] = {"fontsize": font, "family": "DejaVu Sans Mono", "parse_math": False}
-    panel.set_xticks(ticks, shown, rotation=90 if upright else 0, **text)
-    panel.set_yticks(ticks, shown, **text)
+    labels: dict[str, Any] = {"fontsize": font, "family": "DejaVu Sans Mono", "parse_math": False}
+    panel.set_xticks(ticks, shown, rotation=90 if upright else 0, **labels)
+    panel.set_yticks(ticks, shown, **labels)
     panel.tick_params(length=0, pad=3, colors="#1c2026")
     panel.set_xlabel("predicted", fontsize=11, color="#5c6470", labelpad=6)
     panel.set_ylabel("true", fontsize=11, color="#5c6470", labelpad=6)
