@@ -336,9 +336,12 @@ def test_report(command, trained, tmp_path):
 
 
 def test_report_beside_a_control(command, trained, tmp_path):
-    run = runs.Run(tmp_path / "run")
-    shutil.copytree(trained.run.path, run.path)
-    code, out, err = command("report", run.path, "--control", trained.run.path, "--json")
+    run, control = runs.Run(tmp_path / "run"), runs.Run(tmp_path / "control")
+    for copy in (run, control):
+        shutil.copytree(trained.run.path, copy.path)
+    config = trained.run.config.replace(transform="none")
+    runs.write_text(control.config_file, config.to_toml())
+    code, out, err = command("report", run.path, "--control", control.path, "--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == {
         "report": str(run.report_file),

@@ -45,7 +45,7 @@ def read(values: Any, at: list[Any]) -> Any:
         # The points take the place of the channel: an axis of its own would keep XLA from fusing.
         values = ops.reshape(values, (-1, *values.shape[1:-1]))
         at = [ops.expand_dims(coordinate, -1) for coordinate in at]
-    return _differentiable(values, *at)
+    return differentiable(_call, _gradients)(values, *at)
 
 
 def cover(at: list[Any], size: tuple[int, ...]) -> Any:
@@ -132,18 +132,45 @@ def read_natively(
     return result.movedim(1, last)
 
 
-@ops.custom_gradient
-def _differentiable(values: Any, *at: Any) -> Any:
-    """`_read` with its gradients."""
+@functools.cache
+def differentiable(function: Any, gradients: Any) -> Any:
+    """A function of tensors whose gradients are written by hand; not on PyTorch.
 
-    def gradient(*arguments: Any, upstream: Any = None) -> Any:
-        change = arguments[0] if upstream is None else upstream
-        return (
-            _run(_image_gradient, values, *at, change),
-            *_run(_point_gradients, values, *at, change),
+    `keras.ops.custom_gradient` is not enough: on JAX it computes what it can of the gradients
+    along with the result, and keeps it.
+
+    Args:
+        function: From tensors to one tensor.
+        gradients: From the same and the gradient to the result to those to each of the tensors.
+
+    Returns:
+        The function.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        result = jax.custom_vjp(function)
+        result.defvjp(
+            lambda *tensors: (function(*tensors), tensors),
+            lambda kept, change: tuple(gradients(*kept, change)),
         )
+        return result
+    import tensorflow as tf
 
-    return _run(_read, values, *at), gradient
+    return tf.custom_gradient(
+        lambda *tensors: (
+            function(*tensors),
+            lambda change: tuple(gradients(*tensors, change)),
+        )
+    )
+
+
+def _call(*tensors: Any) -> Any:
+    return _run(_read, *tensors)
+
+
+def _gradients(*tensors: Any) -> list[Any]:
+    return [_run(_image_gradient, *tensors), *_run(_point_gradients, *tensors)]
 
 
 def _run(function: Any, *tensors: Any) -> Any:

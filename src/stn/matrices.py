@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from stn import families, grids, samplers
+from stn import bilinear, families, grids, samplers
 from stn.families import Rows
 
 
@@ -52,7 +52,7 @@ def combine(factors: list[Any], columns: list[Any]) -> Any:
     if keras.backend.backend() == "torch":
         result = ops.einsum("bk,kp->bp", ops.stack(factors, axis=-1), ops.concatenate(flat, axis=0))
     else:
-        result = _combine(*factors, *flat)
+        result = bilinear.differentiable(_combine, _combine_gradients)(*factors, *flat)
     return ops.reshape(result, (-1, *shape[1:]))
 
 
@@ -62,21 +62,17 @@ def _sum(factors: Any, columns: Any) -> Any:
     return sum((ops.reshape(factor, shape) * column for factor, column in parts), start=0.0)
 
 
-@ops.custom_gradient
 def _combine(*tensors: Any) -> Any:
-    factors, columns = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+    return _sum(tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :])
 
-    def gradient(*arguments: Any, upstream: Any = None) -> Any:
-        change = arguments[0] if upstream is None else upstream
-        to_factors = ops.einsum("bp,kp->bk", change, ops.concatenate(columns, axis=0))
-        to_columns = ops.einsum("kb,bp->kp", ops.stack(factors, axis=0), change)
-        n = len(factors)
-        return (
-            *(to_factors[:, i] for i in range(n)),
-            *(to_columns[i : i + 1] for i in range(n)),
-        )
 
-    return _sum(factors, columns), gradient
+def _combine_gradients(*arguments: Any) -> list[Any]:
+    *tensors, change = arguments
+    n = len(tensors) // 2
+    factors, columns = tensors[:n], tensors[n:]
+    to_factors = ops.einsum("bp,kp->bk", change, ops.concatenate(columns, axis=0))
+    to_columns = ops.einsum("kb,bp->kp", ops.stack(factors, axis=0), change)
+    return [to_factors[:, i] for i in range(n)] + [to_columns[i : i + 1] for i in range(n)]
 
 
 class Linear(families.Transform):
