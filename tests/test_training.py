@@ -251,15 +251,19 @@ def test_half_precision_and_several_steps_at_a_time(shapes_config):
 
     from stn.tool import training
 
-    config = shapes_config.replace(precision="bfloat16", steps_per_execution=3)
+    steps = 1 if keras.backend.backend() == "torch" else 3
+    config = shapes_config.replace(precision="bfloat16", steps_per_execution=steps)
     model = training.build(config, (14, 14, 1), 4, steps=4)
     assert keras.config.dtype_policy().name == "float32"
     assert model.get_layer(stn.models.TRANSFORMER).compute_dtype == "bfloat16"
     assert {str(weight.dtype) for weight in model.trainable_weights} == {"float32"}
     assert model.layers[-1].compute_dtype == "float32"
-    assert model.steps_per_execution == 3
+    assert model.steps_per_execution == steps
     images, labels = np.zeros((8, 14, 14, 1), "uint8"), np.arange(8) % 4
     assert np.isfinite(model.train_on_batch(images, labels)[0])
+    if steps == 1:
+        with pytest.raises(UserError, match="^Expected steps_per_execution to be 1 on PyTorch"):
+            training.build(config.replace(steps_per_execution=2), (14, 14, 1), 4, steps=4)
 
 
 def test_constant_learning_rate_and_weight_decay(shapes_config):

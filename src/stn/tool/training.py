@@ -278,6 +278,11 @@ def build(
     Raises:
         UserError: If the images do not suit the architecture.
     """
+    if config.steps_per_execution > 1 and keras.backend.backend() == "torch":
+        raise UserError(
+            "Expected steps_per_execution to be 1 on PyTorch, where Keras knows no other. "
+            f"Received: steps_per_execution={config.steps_per_execution}"
+        )
     usual = keras.config.dtype_policy()
     try:
         if config.precision == "bfloat16":
