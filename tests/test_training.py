@@ -262,7 +262,7 @@ def test_half_precision_and_several_steps_at_a_time(shapes_config):
     images, labels = np.zeros((8, 14, 14, 1), "uint8"), np.arange(8) % 4
     assert np.isfinite(model.train_on_batch(images, labels)[0])
     if steps == 1:
-        with pytest.raises(UserError, match="^Expected steps_per_execution to be 1 on PyTorch"):
+        with pytest.raises(UserError, match=r"^Expected steps_per_execution to be 1 on PyTorch"):
             training.build(config.replace(steps_per_execution=2), (14, 14, 1), 4, steps=4)
 
 
