@@ -250,7 +250,9 @@ def _headline(
     seconds = metrics.get("train_seconds", sum(spent) if spent else None)
     if plots.is_number(seconds):
         total = metrics.get("total_seconds")
-        note = f"{pages.duration(total)} in all" if plots.is_number(total) else ""
+        # Of a resumed run, the total is that of its last process.
+        whole = plots.is_number(total) and total >= seconds
+        note = f"{pages.duration(total)} in all" if whole else ""
         add("Training time", pages.duration(seconds), note)
     speeds = [
         r["images_per_second"] for r in history if plots.is_number(r.get("images_per_second"))
