@@ -5,8 +5,8 @@ common case to. A point reads the pair of pixels before and after it along every
 the hat `max(0, 1 - |distance|)` around each pixel (Jaderberg et al. 2015, equation 5). At the edge
 the last pair inside is read, whose hats fade to zero with the distance: no test for inside, no
 frame around the image. The gradient to a point reads again, with the slopes of the hats, and
-nothing but the points is kept for it; the gradient to the image is scattered pair by pair, and
-only where someone asks for it.
+nothing but the points is kept for it; the gradient to the image is scattered pair by pair, and in a
+compiled step only where someone asks for it.
 
 Two rules made it fast, both measured (docs/experiments.md). What a step needs beside its results
 must stay small, or most of its time goes into fetching fresh memory: so the gradient works through
@@ -240,8 +240,7 @@ def _image_gradient(values: Any, *arguments: Any) -> Any:
             row = row + sum(end * step for end, step in zip(corner, steps, strict=False))
             # Both ends of the last axis in one loop, not two of them joined.
             pair = ops.expand_dims(offsets[-1], -1) - np.array([0.0, 1.0], "float32")
-            pair = ops.maximum(1.0 - ops.abs(pair), 0.0)
-            updates = _spread(pair, channels) * ops.expand_dims(weight, len(row.shape))
+            updates = _spread(_hat(pair), channels) * ops.expand_dims(weight, len(row.shape))
             total = _add_pairs(total, row, updates)
     return ops.reshape(total, ops.shape(values))
 
@@ -281,7 +280,11 @@ def _steps(size: tuple[int, ...]) -> list[int]:
 
 def _hats(offset: Any) -> list[Any]:
     """The weights of the two pixels around a point that lies `offset` beyond the first."""
-    return [ops.maximum(1.0 - ops.abs(offset - k), 0.0) for k in (0.0, 1.0)]
+    return [_hat(offset - k) for k in (0.0, 1.0)]
+
+
+def _hat(distance: Any) -> Any:
+    return ops.maximum(1.0 - ops.abs(distance), 0.0)
 
 
 def _slopes(offset: Any) -> list[Any]:
