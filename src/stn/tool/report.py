@@ -251,8 +251,10 @@ def _headline(
     if plots.is_number(seconds):
         total = metrics.get("total_seconds")
         # Of a resumed run, the total is that of its last process.
-        whole = plots.is_number(total) and total >= seconds
-        note = f"{pages.duration(total)} in all" if whole else ""
+        if plots.is_number(total) and total >= seconds:
+            note = f"{pages.duration(total)} in all"
+        else:
+            note = ""
         add("Training time", pages.duration(seconds), note)
     speeds = [
         r["images_per_second"] for r in history if plots.is_number(r.get("images_per_second"))
