@@ -74,6 +74,50 @@ def test_accuracy_not_above_chance():
     assert names(HEALTHY, val_accuracy=0.09, epoch=1) == []
 
 
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        ({"saturated": 0.8}, ["at the bounds"]),
+        ({"saturated": 0.3}, []),
+        ({"localization_gradient": 1e-9, "classifier_gradient": 0.02}, ["no gradient"]),
+        ({"localization_gradient": 0.0}, ["no gradient"]),
+        ({"localization_gradient": 1e-5}, []),
+    ],
+)
+def test_bounds_and_gradients(measured, expected):
+    assert names(HEALTHY, **measured) == expected
+
+
+def test_a_dead_localization_network_has_no_gradient():
+    import keras
+
+    from stn.tool import learning
+
+    config = Config(model="template", bounds={"angle": 0.1}, transform="rotation")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (16, 14, 14, 1)).astype("uint8")
+    model = learning.build(config, (14, 14, 1), 4, steps=2)
+    layer = model.get_layer("stn")
+    features = [part for part in layer.localization.layers if isinstance(part, keras.layers.Dense)]
+    features[-1].bias.assign(np.full(features[-1].bias.shape, -1e3))  # ReLU: none ever fires
+    layer.head.bias.assign([5.0])
+    model.train_on_batch(images, np.arange(16) % 4)
+    found = alarms.Lookout(model, config, images, np.arange(16) % 4).measure()
+    assert found["localization_gradient"] == 0 < found["classifier_gradient"]
+    assert found["saturated"] == 1
+    assert {"at the bounds", "no gradient"} <= set(
+        alarms.raised({"epoch": 5, **found}, config.replace(distort="R"))
+    )
+
+
+def test_what_alarms_watch_is_drawn_where_it_was_measured():
+    from stn.tool import plots
+
+    history = [{"epoch": e + 1, **alarms.measure(HEALTHY)} for e in range(3)]
+    assert plots.watch_bytes(history).startswith(b"\x89PNG")
+    assert plots.watch_bytes([{"epoch": 1, "loss": 2.0}]) is None
+
+
 def test_what_to_try_is_not_what_was_done():
     record = {"epoch": 5} | alarms.measure(turned(-40, 40, shift=1.2))
     assert "--padding border" in alarms.raised(record, CONFIG)["outside"]

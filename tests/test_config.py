@@ -93,8 +93,9 @@ def test_choices_are_those_of_the_tables():
 
     assert choices("transform") == (*stn.TRANSFORMS, "none")
     assert choices("sampler") == samplers.SAMPLERS
-    # There is no option for the value that constant needs, and zeros is the same with 0.
-    assert choices("padding") == tuple(p for p in samplers.PADDINGS if p != "constant")
+    # The constant there is to choose is the background of the data.
+    paddings = tuple(p for p in samplers.PADDINGS if p != "constant")
+    assert choices("padding") == ("background", *paddings)
     assert choices("distort") == tuple(DISTORTIONS)
 
 
@@ -115,6 +116,17 @@ def test_config_cannot_be_changed_but_copied():
         before.replace(epochs=0)
 
 
+def test_bounds_in_the_notation_of_toml():
+    expected = {"angle": 0.8, "scale": [0.5, 2.0]}
+    for text in ("angle = 0.8, scale = [0.5, 2]", "{ angle = 0.8, scale = [0.5, 2] }"):
+        assert Config(bounds=text).bounds == expected
+    command = Config(bounds=expected).to_command()
+    assert command[-2:] == ["--bounds", "{ angle = 0.8, scale = [0.5, 2.0] }"]
+    for wrong in ("angle: 0.8", "angle = ", "0.8"):
+        with pytest.raises(UserError, match=f"Expected bounds as in .* Received: bounds='{wrong}"):
+            Config(bounds=wrong)
+
+
 # --- TOML ----------------------------------------------------------------------------------------
 
 
@@ -127,6 +139,7 @@ def test_config_cannot_be_changed_but_copied():
         {"patience": 0, "learning_rate": 1e-30, "weight_decay": 1e30, "augment": 0},
         {"data": 'folder:/a "b" \\c\té/😀', "data_dir": "C:\\temp\\new", "mirror": "http://x/#y"},
         {"image_size": 20, "output_size": 14, "distort": "TC", "deterministic": True},
+        {"bounds": {"angle": 0.8, "scale": [0.5, 2]}, "pooling": 2, "gradient_clip": 1},
     ],
 )
 def test_toml_round_trip(values, tmp_path):

@@ -235,7 +235,15 @@ def test_background_of_images(digit):
     found = [
         evaluation.background_of(images[part]) for part in (slice(10), slice(10, 20), slice(20))
     ]
-    assert found == ["dark", "light", "mixed"]
+    assert [kind for _, kind in found] == ["dark", "light", "mixed"]
+    assert [None if color is None else color.tolist() for color, _ in found] == [[0], [255], None]
+
+
+def test_the_color_of_the_background():
+    images = np.full((20, 8, 8, 3), (250, 240, 10), "uint8")
+    images[:, 2:6, 2:6] = 0
+    color, kind = evaluation.background_of(images)
+    assert color.tolist() == [250, 240, 10] and kind == "light"
 
 
 # --- many images ---------------------------------------------------------------------------------

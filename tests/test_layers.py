@@ -6,6 +6,8 @@ import pytest
 from keras import layers, ops
 
 import stn
+from stn.families import squash
+from stn.layers import _temper
 
 BACKEND = keras.backend.backend()
 # On PyTorch Keras compiles with TorchInductor, which takes over a minute for a single step: one
@@ -162,6 +164,10 @@ def test_config_round_trip(localization):
         "data_format": "channels_first",
         "return_params": True,
         "identity_penalty": 0.5,
+        "frame_penalty": 0.25,
+        "initialization": "tiles",
+        "gradient_factor": 0.1,
+        "gradient_clip": 2.0,
         "bounds": {"scale": (0.5, 2.0)},
         "heads": 2,
         "iterations": 2,
@@ -519,6 +525,105 @@ def test_identity_penalty_is_the_squared_distance_in_training_only():
     np.testing.assert_allclose([float(numpy(loss)) for loss in layer.losses], [expected], rtol=1e-5)
 
 
+def test_frame_penalty_is_the_squared_distance_from_the_image_in_training_only():
+    layer = transformer("attention", "cnn", return_params=True, frame_penalty=0.5)
+    images = np.random.default_rng(0).random((3, 8, 8, 1), dtype="float32")
+    layer(images, training=True)
+    assert [float(numpy(loss)) for loss in layer.losses] == [0.0]  # all of the identity is inside
+    shake(layer, 2.0)
+    _, _, grid = layer(images, training=True)
+    beyond = np.maximum(np.abs(numpy(grid)) - 1, 0)
+    expected = 0.5 * np.mean(np.sum(np.square(beyond), axis=-1))
+    assert expected > 0
+    np.testing.assert_allclose([float(numpy(loss)) for loss in layer.losses], [expected], rtol=1e-5)
+    layer(images)
+    assert layer.losses == []
+
+
+# --- starting at tiles ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transform", ["scaling", "affine", "projective"])
+def test_heads_start_at_their_tiles(transform):
+    heads = stn.SpatialTransformer(transform, heads=6, initialization="tiles", output_size=4)
+    images = np.random.default_rng(0).random((2, 8, 12, 3), dtype="float32")
+    tiles = heads(images)
+    expected = [images[:, y : y + 4, x : x + 4] for y in (0, 4) for x in (0, 4, 8)]
+    assert len(tiles) == 6
+    for tile, part in zip(tiles, expected, strict=True):
+        np.testing.assert_allclose(numpy(tile), part, atol=1e-5)
+
+
+def test_families_that_are_less_free_start_at_the_middle_of_their_tiles():
+    def found(transform, heads, shape=(1, 8, 16, 1)):
+        layer = stn.SpatialTransformer(
+            transform, heads=heads, initialization="tiles", return_params=True
+        )
+        results = layer(np.zeros(shape)) if heads > 1 else [layer(np.zeros(shape))]
+        return [numpy(params)[0].tolist() for _, params, _ in results]
+
+    assert found("attention", 2) == [[0.5, -0.5, 0.0], [0.5, 0.5, 0.0]]
+    assert found("similarity", 2) == [[0.5, 0.0, -0.5, 0.0], [0.5, 0.0, 0.5, 0.0]]
+    assert found("translation", 2) == [[-0.5, 0.0], [0.5, 0.0]]
+    assert found("attention", 1) == [[1.0, 0.0, 0.0]]
+    centers = [params[1:] for params in found("attention", 8, (1, 4, 4, 4, 1))]
+    assert sorted(centers) == [
+        [x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)
+    ]
+
+
+# --- gradients on their way to the localization --------------------------------------------------
+
+
+def test_the_gradient_factor_scales_what_reaches_the_localization():
+    moved = []
+    for factor in (1.0, 0.1):
+        model = keras.Sequential(
+            [keras.Input((12, 10, 2)), transformer(localization="mlp", gradient_factor=factor)]
+        )
+        model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=JIT)
+        model.train_on_batch(IMAGES, IMAGES[:, ::-1])
+        moved.append(numpy(model.layers[-1].head.bias) - 0.0)
+    assert np.abs(moved[0]).max() > 1e-4
+    np.testing.assert_allclose(moved[1], 0.1 * moved[0], rtol=1e-4, atol=1e-8)
+
+
+def test_the_gradient_of_each_image_and_head_is_clipped_by_itself(gradient):
+    batch = 4
+    rng = np.random.default_rng(0)
+    slope = rng.normal(size=(batch, 2, 3)).astype("float32")
+    slope[0, 0] *= 1e30  # whose square is infinite
+    slope[1, 1] = 0
+    slope[2, 0, 1] = np.nan
+    slope[3] *= 0.1
+
+    def loss(offsets):
+        tempered = _temper(offsets, heads=2, factor=0.5, longest=1.5)
+        return ops.sum(tempered * ops.convert_to_tensor(slope.reshape(batch, 6))) / batch
+
+    found = gradient(loss, np.zeros((batch, 6), "float32")).reshape(batch, 2, 3)
+    slope[2, 0] = 0
+    wide = slope.astype("float64")
+    length = np.linalg.norm(wide, axis=-1, keepdims=True)
+    expected = 0.5 * wide * np.minimum(1, 1.5 / np.maximum(length, 1e-9)) / batch
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_saturation_is_what_the_bounds_take_away():
+    images = np.random.default_rng(0).random((3, 8, 8, 1), dtype="float32")
+    layer = transformer("rotation", "cnn", bounds={"angle": 0.5})
+    layer(images)
+    assert numpy(layer.saturation(images)).tolist() == [[0.0]] * 3  # nothing asked for
+    layer.head.bias.assign([2.0])
+    expected = 1 - float(numpy(squash(np.float32(2.0), -0.5, 0.5))) / 2.0
+    assert expected > 0.7
+    np.testing.assert_allclose(numpy(layer.saturation(images)), expected, rtol=1e-5)
+    free = transformer("rotation", "cnn")
+    free(images)
+    free.head.bias.assign([2.0])
+    np.testing.assert_allclose(numpy(free.saturation(images)), 0, atol=1e-6)
+
+
 def test_integer_images_are_cast():
     layer = transformer()
     images = (255 * IMAGES).astype("uint8")
@@ -587,16 +692,18 @@ def test_learns_to_undo_a_shift(transform):
         ({"iterations": 1.5}, r"iterations=1\.5"),
         ({"iterations": 2, "transform": "tps"}, "'tps'"),
         ({"localization_size": 0}, "localization_size=0"),
+        ({"identity_penalty": -1}, "identity_penalty=-1"),
+        ({"frame_penalty": float("nan")}, "frame_penalty=nan"),
+        ({"gradient_factor": "0.1"}, r"gradient_factor='0\.1'"),
+        ({"gradient_clip": 0}, "gradient_clip=0"),
+        ({"initialization": "random"}, "initialization='random'"),
+        ({"initialization": "tiles", "transform": "rotation"}, "initialization='tiles'"),
+        ({"initialization": "tiles", "transform": "tps"}, "initialization='tiles'"),
     ],
 )
 def test_errors_of_the_constructor(wrong, match):
     with pytest.raises(ValueError, match=rf"(?s)^Expected .*Received: .*{match}"):
         stn.SpatialTransformer(**wrong)
-
-
-def test_negative_penalty():
-    with pytest.raises(ValueError, match=r"Expected .* Received: identity_penalty=-1"):
-        stn.SpatialTransformer(identity_penalty=-1)
 
 
 @pytest.mark.parametrize("shape", [(12, 10), (5, 12, 10), (None, None, 10, 2), (5, 0, 10, 2)])

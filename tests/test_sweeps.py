@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import stn
-from stn.tool import sweeps, training
+from stn.tool import learning, sweeps
 from stn.tool.config import UserError
 
 LETTER = np.zeros((1, 12, 12, 1), "uint8")
@@ -77,7 +77,7 @@ def control(trained, tmp_path_factory):
     config = run.config.replace(transform="none")
     run.config_file.write_text(config.to_toml(), encoding="utf-8")
     shape, names = run.dataset["input_shape"], run.dataset["class_names"]
-    training.build(config, tuple(shape), len(names), steps=1).save(run.model_file)
+    learning.build(config, tuple(shape), len(names), steps=1).save(run.model_file)
     return path
 
 

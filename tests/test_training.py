@@ -234,9 +234,9 @@ def test_validation_images_are_stratified_and_not_trained_on(shapes, shapes_conf
 def test_loss_is_the_smoothed_cross_entropy(smoothing, shapes_config):
     import keras
 
-    from stn.tool import training
+    from stn.tool import learning
 
-    model = training.build(
+    model = learning.build(
         shapes_config.replace(label_smoothing=smoothing), (14, 14, 1), 4, steps=4
     )
     probabilities = np.array([[0.7, 0.1, 0.1, 0.1], [0.2, 0.3, 0.4, 0.1]], "float32")
@@ -249,11 +249,11 @@ def test_loss_is_the_smoothed_cross_entropy(smoothing, shapes_config):
 def test_half_precision_and_several_steps_at_a_time(shapes_config):
     import keras
 
-    from stn.tool import training
+    from stn.tool import learning
 
     steps = 1 if keras.backend.backend() == "torch" else 3
     config = shapes_config.replace(precision="bfloat16", steps_per_execution=steps)
-    model = training.build(config, (14, 14, 1), 4, steps=4)
+    model = learning.build(config, (14, 14, 1), 4, steps=4)
     assert keras.config.dtype_policy().name == "float32"
     assert model.get_layer(stn.models.TRANSFORMER).compute_dtype == "bfloat16"
     assert {str(weight.dtype) for weight in model.trainable_weights} == {"float32"}
@@ -263,14 +263,14 @@ def test_half_precision_and_several_steps_at_a_time(shapes_config):
     assert np.isfinite(model.train_on_batch(images, labels)[0])
     if steps == 1:
         with pytest.raises(UserError, match=r"^Expected steps_per_execution to be 1 on PyTorch"):
-            training.build(config.replace(steps_per_execution=2), (14, 14, 1), 4, steps=4)
+            learning.build(config.replace(steps_per_execution=2), (14, 14, 1), 4, steps=4)
 
 
 def test_constant_learning_rate_and_weight_decay(shapes_config):
-    from stn.tool import training
+    from stn.tool import learning
 
     config = shapes_config.replace(schedule="constant", weight_decay=0.01, learning_rate=2e-3)
-    optimizer = training.build(config, (14, 14, 1), 4, steps=4).optimizer
+    optimizer = learning.build(config, (14, 14, 1), 4, steps=4).optimizer
     assert float(optimizer.learning_rate) == pytest.approx(2e-3)
     assert optimizer.weight_decay == 0.01
 
@@ -318,7 +318,7 @@ def test_only_bent_grids_get_lines(transform, shapes_config, tmp_path, monkeypat
     import keras
 
     from stn import models
-    from stn.tool import monitor, training
+    from stn.tool import learning, monitor
 
     def draw(inputs, outputs, outlines, *, lines, **texts):
         shown.append((outlines, lines))
@@ -327,7 +327,7 @@ def test_only_bent_grids_get_lines(transform, shapes_config, tmp_path, monkeypat
     shown = []
     monkeypatch.setattr(monitor.pictures, "draw_frame", draw)
     config, run = shapes_config.replace(transform=transform), runs.Run(tmp_path / "run")
-    model = training.build(config, (21, 28, 1), 4, output_size=(9, 5), steps=4)
+    model = learning.build(config, (21, 28, 1), 4, output_size=(9, 5), steps=4)
     images = np.random.default_rng(0).integers(0, 256, (4, 21, 28, 1), "uint8")
     watched = monitor.Monitor(run, config, model, images, np.arange(4), "abcd", count=4)
     if transform == "none":
@@ -394,7 +394,7 @@ def test_early_stopping_counts_across_an_interruption(shapes_config, tmp_path, m
 
 
 def test_nan_keeps_the_last_checkpoint(shapes_config, tmp_path, monkeypatch):
-    from stn.tool import training
+    from stn.tool import learning, training
 
     def build(*args, **options):
         models.append(original(*args, **options))
@@ -404,8 +404,8 @@ def test_nan_keeps_the_last_checkpoint(shapes_config, tmp_path, monkeypatch):
         if epoch == 2:
             models[0].optimizer.learning_rate.assign(1e30)
 
-    models, original = [], training.build
-    monkeypatch.setattr(training, "build", build)
+    models, original = [], learning.build
+    monkeypatch.setattr(learning, "build", build)
     config = shapes_config.replace(schedule="constant", deterministic=False)
     with pytest.raises(training.TrainingError) as caught:
         stn.train(config, tmp_path / "run", progress=Hooks(before=diverge))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from stn import filters, grids, samplers, transforms
@@ -45,10 +48,25 @@ class SpatialTransformer(layers.Layer):
             parameters from the identity, summed over the parameters, averaged over the batch. The
             task does not care which way up everything is straightened to, so without a small
             penalty (0.01) the output drifts to some common tilt.
+        frame_penalty: Factor of a loss the layer adds in training: the squared distance of the
+            sampling points from the image, 0 inside, averaged over points and batch, in
+            normalized units. It calls back a layer that looks past its input, where nothing else
+            would: outside, there is no gradient to follow.
         bounds: Limits in physical units that the parameters approach smoothly and never pass: a
             dictionary with some of the family's `limits`, for example `{"scale": (0.5, 2),
             "angle": 0.8, "shift": 0.25}`: a factor, radians, a fraction of the image. See
             `Transform.bound`.
+        initialization: Where the heads look before training: all at the whole input
+            (`"identity"`), or each at its own tile of it (`"tiles"`), in as many rows and columns
+            as make the tiles most like the input. For families that compose in closed form and
+            can shift; those that cannot zoom look at the whole, shifted. `bounds` limit how far
+            a head goes from there.
+        gradient_factor: Factor on the gradient that reaches the localization network. Under
+            gradient descent it is a factor on its learning rate (the paper used 0.1 and less);
+            Adam, which divides by the size of the gradient, takes it out again.
+        gradient_clip: The longest gradient of the loss of an image with respect to its parameters;
+            a longer one is shortened, one that is not of numbers becomes 0. For losses averaged
+            over the batch. None: as it comes.
         heads: How many transformations of one input the localization network predicts, so that
             each can look at its own part.
         iterations: How often the localization network looks: from the second time on it sees what
@@ -94,6 +112,10 @@ class SpatialTransformer(layers.Layer):
         data_format: str | None = None,
         return_params: bool = False,
         identity_penalty: float = 0.0,
+        frame_penalty: float = 0.0,
+        initialization: str = "identity",
+        gradient_factor: float = 1.0,
+        gradient_clip: float | None = None,
         bounds: Mapping[str, Any] | None = None,
         heads: int = 1,
         iterations: int = 1,
@@ -112,10 +134,22 @@ class SpatialTransformer(layers.Layer):
         for name, count in (("heads", heads), ("iterations", iterations)):
             if not (isinstance(count, int) and count >= 1):
                 raise ValueError(f"Expected {name} to be at least 1. Received: {name}={count!r}")
-        if not identity_penalty >= 0:
+        for name, value in (
+            ("identity_penalty", identity_penalty),
+            ("frame_penalty", frame_penalty),
+            ("gradient_factor", gradient_factor),
+        ):
+            if not (isinstance(value, int | float) and 0 <= value < float("inf")):
+                raise ValueError(f"Expected {name} to be at least 0. Received: {name}={value!r}")
+        if gradient_clip is not None and not gradient_clip > 0:
             raise ValueError(
-                "Expected identity_penalty to be at least 0. "
-                f"Received: identity_penalty={identity_penalty!r}"
+                "Expected gradient_clip to be above 0, or None. "
+                f"Received: gradient_clip={gradient_clip!r}"
+            )
+        if initialization not in ("identity", "tiles"):
+            raise ValueError(
+                "Expected initialization to be 'identity' or 'tiles'. "
+                f"Received: initialization={initialization!r}"
             )
         # By name, the family is that of images until the layer is built on volumes.
         self._transform_name = transform if isinstance(transform, str) else None
@@ -126,6 +160,13 @@ class SpatialTransformer(layers.Layer):
                 "Expected a transform that composes in closed form, with iterations above 1. "
                 f"Received: transform={self.transform!r}, iterations={iterations}"
             )
+        if initialization == "tiles" and not (
+            self.transform.composable and "shift" in self.transform.limits
+        ):
+            raise ValueError(
+                "Expected a transform that shifts and composes in closed form, with tiles. "
+                f"Received: transform={self.transform!r}, initialization={initialization!r}"
+            )
         self.bounds = self.transform.check_bounds(bounds)
         self.sampler = sampler
         self.padding = padding
@@ -135,6 +176,10 @@ class SpatialTransformer(layers.Layer):
         self.data_format = samplers.check_data_format(data_format)
         self.return_params = bool(return_params)
         self.identity_penalty = float(identity_penalty)
+        self.frame_penalty = float(frame_penalty)
+        self.initialization = initialization
+        self.gradient_factor = float(gradient_factor)
+        self.gradient_clip = None if gradient_clip is None else float(gradient_clip)
         self.heads = heads
         self.iterations = iterations
         self.output_size = _sizes(output_size, heads)
@@ -177,7 +222,7 @@ class SpatialTransformer(layers.Layer):
             dtype="float32",
             name="head",
         )
-        self.head.build((features[0], _product(features[1:])))
+        self.head.build((features[0], math.prod(features[1:])))
         self.built = True
 
     def localize(self, images: Any, training: bool | None = None) -> Any:
@@ -187,13 +232,12 @@ class SpatialTransformer(layers.Layer):
         """
         size = samplers.image_size(images, self.data_format)
         seen = self._seen_size(size)
-        view = images
-        if seen != size:
-            last = samplers.to_channels_last(images, self.data_format)
-            view = filters.resize(samplers.float_tensor(last), seen)
-            view = samplers.from_channels_last(view, self.data_format)
-            view = ops.cast(view, images.dtype)
-        found = self._predict(view, size, training)
+        found = self._predict(self._view(images, size), size, training)
+        if self.initialization == "tiles":
+            found = [
+                self.transform.compose(tile, params, size=size, align_corners=self.align_corners)
+                for tile, params in zip(self._tiles(size), found, strict=True)
+            ]
         for _ in range(1, self.iterations):
             for i, params in enumerate(found):
                 grid = self._grid(params, size, seen)
@@ -204,22 +248,59 @@ class SpatialTransformer(layers.Layer):
                 )
         return found if self.heads > 1 else found[0]
 
-    def _predict(self, view: Any, size: tuple[int, ...], training: bool | None) -> list[Any]:
-        """The parameters of each head for what the localization network sees."""
+    def saturation(self, images: Any) -> Any:
+        """How much of what the localization network asks for the `bounds` take away.
+
+        Args:
+            images: A batch, as the layer takes it.
+
+        Returns:
+            `(batch, heads)` float32 from 0, nothing, to 1: one minus the length of the change from
+            the identity, over what it would be without bounds. At 0.5 the gradient is down to a
+            seventh. At the first look, with `iterations`.
+        """
+        images = ops.cast(images, self.compute_dtype)
+        size = samplers.image_size(images, self.data_format)
+        free = ops.stack(self._offsets(self._view(images, size), False), axis=1)
+        found = ops.stack(self._predict(self._view(images, size), size, False), axis=1)
+        change = found - ops.convert_to_tensor(self.transform.identity, found.dtype)
+        asked, given = (ops.sqrt(ops.sum(ops.square(x), axis=-1)) for x in (free, change))
+        return ops.relu(1 - (given + 1e-12) / (asked + 1e-12))
+
+    def _view(self, images: Any, size: tuple[int, ...]) -> Any:
+        """What the localization network sees of the input."""
+        seen = self._seen_size(size)
+        if seen == size:
+            return images
+        last = samplers.to_channels_last(images, self.data_format)
+        view = filters.resize(samplers.float_tensor(last), seen)
+        return ops.cast(samplers.from_channels_last(view, self.data_format), images.dtype)
+
+    def _offsets(self, view: Any, training: bool | None) -> list[Any]:
+        """What the head says for each transformation, before bounds: zeros at the identity."""
         features = self.localization(view, training=training)
-        features = ops.reshape(features, (-1, _product(features.shape[1:])))
+        features = ops.reshape(features, (-1, math.prod(features.shape[1:])))
         offsets = self.head(features)
+        if training and (self.gradient_factor != 1 or self.gradient_clip is not None):
+            offsets = _temper(offsets, self.heads, self.gradient_factor, self.gradient_clip)
         if training and self.identity_penalty:
             self.add_loss(self.identity_penalty * ops.mean(ops.sum(ops.square(offsets), axis=-1)))
         n = self.transform.size
+        return [offsets[:, i * n : (i + 1) * n] for i in range(self.heads)]
+
+    def _predict(self, view: Any, size: tuple[int, ...], training: bool | None) -> list[Any]:
+        """The parameters of each head for what the localization network sees."""
         return [
-            self.transform.bound(
-                offsets[:, i * n : (i + 1) * n],
-                self.bounds,
-                size=size,
-                align_corners=self.align_corners,
-            )
-            for i in range(self.heads)
+            self.transform.bound(offsets, self.bounds, size=size, align_corners=self.align_corners)
+            for offsets in self._offsets(view, training)
+        ]
+
+    def _tiles(self, size: tuple[int, ...]) -> list[Any]:
+        """The parameters `(1, transform.size)` with which each head looks at its own tile."""
+        family = self.transform
+        return [
+            ops.convert_to_tensor([_zoom(family, factors, shifts)], "float32")
+            for factors, shifts in _tiling(self.heads, size)
         ]
 
     def _grid(self, params: Any, size: tuple[int, ...], output_size: tuple[int, ...]) -> list[Any]:
@@ -248,6 +329,9 @@ class SpatialTransformer(layers.Layer):
             found if self.heads > 1 else [found], self._output_sizes(size), strict=True
         ):
             grid = self._grid(params, size, output_size)
+            if training and self.frame_penalty:
+                past = [ops.square(ops.relu(ops.abs(coordinate) - 1)) for coordinate in grid]
+                self.add_loss(self.frame_penalty * ops.mean(sum(past)))
             outputs = self._read(images, grid, self.sampler)
             results.append(
                 (outputs, params, ops.stack(grid, axis=-1)) if self.return_params else outputs
@@ -297,6 +381,10 @@ class SpatialTransformer(layers.Layer):
             "data_format": self.data_format,
             "return_params": self.return_params,
             "identity_penalty": self.identity_penalty,
+            "frame_penalty": self.frame_penalty,
+            "initialization": self.initialization,
+            "gradient_factor": self.gradient_factor,
+            "gradient_clip": self.gradient_clip,
             "bounds": self.bounds,
             "heads": self.heads,
             "iterations": self.iterations,
@@ -378,6 +466,65 @@ class _Probe(layers.Layer):
         return result if layer.heads > 1 else {key: value[0] for key, value in result.items()}
 
 
+def _temper(offsets: Any, heads: int, factor: float, longest: float | None) -> Any:
+    """The same numbers `(batch, heads * size)`, with gradients scaled and shortened."""
+
+    @ops.custom_gradient
+    def same(offsets: Any) -> tuple[Any, Any]:
+        def gradient(*arguments: Any, upstream: Any = None) -> Any:
+            gradients = arguments[0] if upstream is None else upstream
+            if longest is not None:
+                rows = ops.reshape(gradients, (-1, heads, gradients.shape[-1] // heads))
+                finite = ops.all(ops.isfinite(rows), axis=-1, keepdims=True)
+                rows = ops.where(finite, rows, 0.0)
+                # The loss is a mean: what one image has in it is the gradient times the batch.
+                count = ops.cast(ops.shape(rows)[0], rows.dtype)
+                peak = ops.max(ops.abs(rows), axis=-1, keepdims=True)  # squares would overflow
+                unit = rows / ops.where(peak > 0, peak, 1.0)
+                length = peak * ops.sqrt(ops.sum(ops.square(unit), axis=-1, keepdims=True))
+                allowed = longest / count
+                rows = ops.where(length > allowed, rows * (allowed / length), rows)
+                gradients = ops.reshape(rows, (-1, gradients.shape[-1]))
+            return factor * gradients
+
+        return offsets + 0.0, gradient
+
+    return same(offsets)
+
+
+def _tiling(count: int, size: tuple[int, ...]) -> list[tuple[list[float], list[float]]]:
+    """Divide an image into so many tiles: the `(x, y[, z])` factors and centers of each."""
+    # Of all ways to write the count as a product, that with the least stretched tiles.
+    ways = [
+        way
+        for way in itertools.product(range(1, count + 1), repeat=len(size))
+        if math.prod(way) == count
+    ]
+
+    def stretch(way: tuple[int, ...]) -> float:
+        sides = [length / n for length, n in zip(size, way, strict=True)]
+        return max(sides) / min(sides)
+
+    way = min(ways, key=stretch)
+    tiles = []
+    for place in itertools.product(*map(range, way)):
+        centers = [(2 * i + 1) / n - 1 for i, n in zip(place, way, strict=True)]
+        tiles.append(([1 / n for n in reversed(way)], centers[::-1]))
+    return tiles
+
+
+def _zoom(family: transforms.Transform, factors: list[float], shifts: list[float]) -> list[float]:
+    """The parameters of a family that look at one tile, or at the square in it."""
+    axes = "xyz"[: family.dimensions]
+    values = dict(zip(axes, shifts, strict=True)) | {"scale": min(factors)}
+    values |= {f"scale_{axis}": factor for axis, factor in zip(axes, factors, strict=True)}
+    if family.name not in ("affine", "projective"):
+        pairs = zip(family.parameters, family.identity, strict=True)
+        return [values.get(parameter, identity) for parameter, identity in pairs]
+    rows = np.concatenate([np.diag(factors), np.array(shifts)[:, None]], axis=1).ravel().tolist()
+    return rows + list(family.identity[len(rows) :])
+
+
 def _sizes(output_size: Any, heads: int) -> Any:
     """An output size, or a list with one for each head, frozen; errors as early as they can be."""
     several = isinstance(output_size, list | tuple) and any(
@@ -441,10 +588,3 @@ def _reduce(size: tuple[int, ...], limit: int, dtype: Any) -> list[layers.Layer]
     factor = -(-max(size) // limit)
     pooling = {2: layers.AveragePooling2D, 3: layers.AveragePooling3D}[len(size)]
     return [] if factor == 1 else [pooling(factor, padding="same", dtype=dtype)]
-
-
-def _product(shape: Iterable[int]) -> int:
-    product = 1
-    for n in shape:
-        product *= n
-    return product

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from stn import transforms
 from stn.layers import SpatialTransformer
 
 TRANSFORMER = "stn"
@@ -21,9 +22,8 @@ def classifier(
     num_classes: int = 62,
     transform: Any = "affine",
     output_size: int | Iterable[int] | None = None,
-    sampler: str = "bilinear",
-    padding: str = "zeros",
-    align_corners: bool = False,
+    pooling: int = 1,
+    **options: Any,
 ) -> keras.Model:
     """Build an image classifier that straightens its input first. It is not compiled.
 
@@ -42,9 +42,11 @@ def classifier(
             transformer out: the control to compare with.
         output_size: `(height, width)` of what the transformer passes on; that of the images by
             default. Without a transformer it has no meaning and is ignored.
-        sampler: See `stn.sample`.
-        padding: See `stn.sample`.
-        align_corners: Corner convention; see `stn.sample`.
+        pooling: How many times finer the transformer samples, along both axes, than what it passes
+            on, which is the average (Jaderberg et al. 2015 do so where images are shrunk). At the
+            identity 1 returns the images themselves, 2 softens them a little.
+        **options: Further keywords of `stn.SpatialTransformer`: `sampler`, `padding`, `bounds` and
+            so on. `identity_penalty` is that of the architecture unless it is among them.
 
     Returns:
         A functional `keras.Model` from `(batch, *input_shape)` to `(batch, num_classes)`.
@@ -68,27 +70,31 @@ def classifier(
             "Expected input_shape to be (height, width, channels), at least 1 each. "
             f"Received: input_shape={input_shape}"
         )
-    localization, body, identity_penalty = ARCHITECTURES[architecture]
+    if not (isinstance(pooling, int) and pooling >= 1):
+        raise ValueError(f"Expected pooling to be at least 1. Received: pooling={pooling!r}")
+    localization, body, usual_penalty = ARCHITECTURES[architecture]
+    identity_penalty = options.get("identity_penalty")
+    identity_penalty = usual_penalty if identity_penalty is None else identity_penalty
 
     images = keras.Input(input_shape, name="images")
     x = layers.Rescaling(1 / 255, name="rescale")(images)
     transformer = None
     if transform != "none":
+        size = transforms.check_output_size(output_size, 2) or tuple(input_shape[:2])
         transformer = SpatialTransformer(
             transform,
             localization=localization(),
-            output_size=output_size,
-            sampler=sampler,
-            padding=padding,
-            align_corners=align_corners,
+            output_size=tuple(pooling * n for n in size) if pooling > 1 else output_size,
             data_format="channels_last",
             return_params=True,
-            identity_penalty=identity_penalty,
             name=TRANSFORMER,
+            **{**options, "identity_penalty": identity_penalty},
         )
     try:
         if transformer is not None:
             x, _, _ = transformer(x)
+            if pooling > 1:
+                x = layers.AveragePooling2D(pooling, name="pooling")(x)
         x = body()(x)
     except ValueError as error:
         raise ValueError(

@@ -16,6 +16,8 @@ OUT_OF_FRAME = 0.4  # an eighth of a turn puts a sixth of the points outside
 COLLAPSED = 0.02  # of the image: a seventh of its side
 ZOOMED_OUT = 3.0  # times the image
 ALIKE = 0.002  # of the side of the image; a pixel of 28 is 0.036
+SATURATED = 0.5  # of the images at their bounds, where a gradient has a seventh of its size left
+VANISHED = 1e-7  # what Adam adds to a gradient before it divides by it; below, little moves
 WAIT = 3  # epochs: the first may be one of warm-up, and layers start at the identity
 
 
@@ -84,15 +86,49 @@ class Lookout:
 
             from stn import models
 
-            self._grid = keras.Model(model.input, model.get_layer(models.TRANSFORMER).output[2])
+            self._model = model
+            self._layer = model.get_layer(models.TRANSFORMER)
+            seen = {"grid": self._layer.output[2], "inputs": self._layer.input}
+            self._grid = keras.Model(model.input, seen)
             self._grid.compile(jit_compile=getattr(model, "jit_compile", False))
 
     def measure(self) -> dict[str, float]:
-        """What `measure` says of the transformer now, and `luck`: the accuracy of a mere guess."""
+        """What there is to watch now.
+
+        Returns:
+            `luck`, the accuracy of a mere guess; what `measure` says of the transformer;
+            `saturated`, the share of the images whose parameters are at their bounds, if there are
+            bounds; and `localization_gradient` and `classifier_gradient`, the root mean square of
+            the gradient over the last steps, to the weights of the localization network and to
+            those behind the transformer.
+        """
         found = {"luck": self._luck}
         if self._grid is not None:
-            found |= measure(np.asarray(self._grid.predict_on_batch(self._images)))
-        return {key: round(value, 6) for key, value in found.items()}
+            seen = self._grid.predict_on_batch(self._images)
+            found |= measure(np.asarray(seen["grid"]))
+            if self._layer.bounds:
+                import keras
+
+                share = keras.ops.convert_to_numpy(self._layer.saturation(seen["inputs"]))
+                found["saturated"] = float(np.mean(np.nan_to_num(share, nan=1.0) > 0.5))
+        found = {key: round(value, 6) for key, value in found.items()}
+        return found | (self._gradients() if self._grid is not None else {})
+
+    def _gradients(self) -> dict[str, float]:
+        from stn.tool import learning
+
+        # The head hears from the loss whatever happens; where the network in front of it is dead,
+        # all images get the same.
+        own = {id(v) for v in self._layer.trainable_variables}
+        parts = {
+            "localization": self._layer.localization.trainable_variables,
+            "classifier": [v for v in self._model.trainable_variables if id(v) not in own],
+        }
+        found = {
+            f"{name}_gradient": learning.gradient_size(self._model.optimizer, variables)
+            for name, variables in parts.items()
+        }
+        return {key: float(f"{value:.4g}") for key, value in found.items() if value is not None}
 
 
 def raised(record: Mapping[str, Any], config: Config) -> dict[str, str]:
@@ -116,23 +152,38 @@ def raised(record: Mapping[str, Any], config: Config) -> dict[str, str]:
     area, moved = record.get("sampled_area", 1.0), record.get("theta_moved")
     if finite < 1:
         found["not finite"] = (
-            f"For {1 - finite:.1%} of the images the sampling points are not numbers: try {slower}"
+            f"For {1 - finite:.1%} of the images the sampling points are not numbers: try "
+            f"--gradient-clip 1, or {slower}"
         )
     if outside > OUT_OF_FRAME:
-        border = "--padding border, or " if config.padding == "zeros" else ""
+        border = "" if config.padding == "border" else "--padding border, "
         found["outside"] = (
             f"{outside:.0%} of the sampling points lie outside the image, where there is nothing "
-            f"to see: try {border}{slower}"
+            f"to see: try --frame-penalty 1, {border}or {slower}"
         )
     if area < COLLAPSED:
         found["collapsed"] = (
-            f"The layer looks at only {area:.2%} of the image, almost a point: try {slower}, or "
-            "a family that cannot zoom, such as --transform rigid"
+            f"The layer looks at only {area:.2%} of the image, almost a point: try "
+            f"--bounds 'scale = [0.3, 1.5]', {slower}, or a family that cannot zoom, such as "
+            "--transform rigid"
         )
     if area > ZOOMED_OUT:
         found["zoomed out"] = (
             f"The layer looks at {area:.1f} times the area of the image, so that the content "
-            f"becomes small: try {slower}, or a family that cannot zoom, such as --transform rigid"
+            f"becomes small: try --frame-penalty 1, {slower}, or a family that cannot zoom, such "
+            "as --transform rigid"
+        )
+    if record.get("saturated", 0.0) > SATURATED:
+        found["at the bounds"] = (
+            f"For {record['saturated']:.0%} of the images the transformation is at its bounds, "
+            f"where it hardly learns: try wider --bounds, or {slower}"
+        )
+    if waited and record.get("localization_gradient", 1.0) < VANISHED:
+        found["no gradient"] = (
+            "Hardly any gradient reaches the localization network "
+            f"({record['localization_gradient']:.1g}; the classifier has "
+            f"{record.get('classifier_gradient', 0.0):.1g}): try {slower}, and train again from "
+            "the start, for its units may be dead"
         )
     # On images as they are, to leave them so may be right.
     if waited and moved is not None and config.distort != "none":
@@ -143,8 +194,8 @@ def raised(record: Mapping[str, Any], config: Config) -> dict[str, str]:
             )
         elif record.get("theta_spread", 1.0) < ALIKE:
             found["all alike"] = (
-                "The layer does the same to every image, whatever is in it: try more --epochs, or "
-                f"{slower}"
+                "The layer does the same to every image, whatever is in it: try more --epochs, "
+                f"--identity-penalty 0.1, --hold-epochs 1, or {slower}"
             )
     accuracy = record.get("val_accuracy", 1.0)
     if waited and accuracy <= record.get("luck", 0.0):

@@ -127,6 +127,8 @@ def _option_type(annotation: Any) -> tuple[type, tuple[str, ...]]:
         parts = [part for part in typing.get_args(annotation) if part is not type(None)]
     if typing.get_origin(parts[0]) is typing.Literal:
         return str, typing.get_args(parts[0])
+    if typing.get_origin(parts[0]) is dict:
+        return str, ()
     return parts[0], ()
 
 

@@ -84,8 +84,39 @@ class Config(pydantic.BaseModel):
     sampler: Literal["nearest", "bilinear", "bicubic", "lanczos3", "antialiased", "linearized"] = (
         Field("bilinear", description="How the transformer reads between pixels.")
     )
-    padding: Literal["zeros", "border", "reflection", "circular", "inward"] = Field(
-        "zeros", description="What the transformer reads outside the image."
+    padding: Literal["background", "zeros", "border", "reflection", "circular", "inward"] = Field(
+        "background",
+        description="What the transformer reads outside the image; background: the color that the "
+        "edges of the training images have, or border if they differ.",
+    )
+    pooling: int = Field(
+        1, ge=1, description="Sample this many times finer along both axes, and average."
+    )
+    iterations: int = Field(
+        1, ge=1, description="How often the localization network looks, each time at the result."
+    )
+    localization_size: int | None = Field(
+        None, ge=1, description="Size of the shrunk copy that the localization network sees."
+    )
+    bounds: dict[str, float | list[float]] | None = Field(
+        None,
+        description="Limits of the transformation: scale (factor), angle (radians), shear, shift "
+        "(fraction of the image) and so on, for example angle = 0.8, scale = [0.5, 2].",
+    )
+    identity_penalty: float | None = Field(
+        None, ge=0, description="Pull toward the identity; that of the architecture if unset."
+    )
+    frame_penalty: float = Field(
+        0.0, ge=0, description="Pull back to the image of what is read outside."
+    )
+    localization_rate: float = Field(
+        1.0, ge=0, description="Learning rate of the transformer, as a factor on the other's."
+    )
+    gradient_clip: float | None = Field(
+        None, gt=0, description="Longest gradient of an image's loss to its transformation."
+    )
+    hold_epochs: int = Field(
+        0, ge=0, description="Epochs in which the transformer stays at the identity."
     )
 
     epochs: int = Field(6, ge=1, description="Most epochs to train.")
@@ -120,6 +151,17 @@ class Config(pydantic.BaseModel):
         None, description="Keras backend; KERAS_BACKEND or the Keras setting if unset."
     )
 
+    @pydantic.field_validator("bounds", mode="before")
+    @classmethod
+    def _read_bounds(cls, value: Any) -> Any:
+        """Bounds from the command line, in the notation of a TOML file."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return tomllib.loads(f"bounds = {{ {value.strip().strip('{}')} }}")["bounds"]
+        except tomllib.TOMLDecodeError:
+            raise ValueError("Expected bounds as in angle = 0.8, scale = [0.5, 2]") from None
+
     def __init__(self, **values: Any):
         try:
             super().__init__(**{**read_recipe(values.get("recipe", "default")), **values})
@@ -151,9 +193,7 @@ class Config(pydantic.BaseModel):
         lines = []
         for key, field in type(self).model_fields.items():
             value = getattr(self, key)
-            # JSON writes strings, numbers and booleans as TOML does, but for escaped surrogates.
-            written = json.dumps(value, ensure_ascii=False)
-            text = f"# {key} =" if value is None else f"{key} = {written}"
+            text = f"# {key} =" if value is None else f"{key} = {_to_toml(value)}"
             lines.append(f"{text}  # {field.description}")
         return "\n".join(lines) + "\n"
 
@@ -173,12 +213,20 @@ class Config(pydantic.BaseModel):
             if isinstance(value, bool):
                 words.append(f"--{option}" if value else f"--no-{option}")
             else:
-                words += [f"--{option}", str(value)]
+                written = value if isinstance(value, str) else _to_toml(value)
+                words += [f"--{option}", written]
         return words
 
     def replace(self, **values: Any) -> Config:
         """A copy with other values, validated."""
         return type(self)(**{**self.model_dump(), **values})
+
+
+def _to_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_to_toml(part)}" for key, part in value.items()) + " }"
+    # JSON writes strings, numbers and booleans as TOML does, but for escaped surrogates.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _explain(error: Any) -> str:
@@ -188,6 +236,7 @@ def _explain(error: Any) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(Config.model_fields)}"
         return f"Expected a known configuration key. Received: {key!r}; {hint}"
     wanted = error["msg"].replace("Input should be", f"Expected {key} to be")
+    wanted = wanted.removeprefix("Value error, ")
     return f"{wanted}. Received: {key}={error['input']!r}"
 
 

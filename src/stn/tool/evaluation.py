@@ -318,19 +318,23 @@ def score(
     }
 
 
-def background_of(images: np.ndarray) -> str:
+def background_of(images: np.ndarray) -> tuple[np.ndarray | None, str]:
     """What most of some images have along their border.
 
     Args:
         images: uint8 array `(count, height, width, channels)`.
 
     Returns:
-        `"dark"`, `"light"`, or, as in photographs, `"mixed"`: fewer than nine of ten are alike.
+        Its color, float32 `(channels,)`, and whether that is `"dark"` or `"light"`; or None and
+        `"mixed"`, as in photographs, where fewer than nine of ten are alike.
     """
     some = images[:: max(1, len(images) // 1000)]
     borders = [some[:, 0], some[:, -1], some[:, :, 0], some[:, :, -1]]
-    light = np.mean(np.median(np.concatenate(borders, axis=1), axis=(1, 2)) > 127)
-    return "light" if light > 0.9 else "dark" if light < 0.1 else "mixed"
+    colors = np.median(np.concatenate(borders, axis=1), axis=1)
+    light = np.mean(np.median(colors, axis=1) > 127)
+    if 0.1 <= light <= 0.9:
+        return None, "mixed"
+    return np.median(colors, axis=0).astype("float32"), "light" if light > 0.9 else "dark"
 
 
 def distorted_test(config: Config, test: data.Split) -> np.ndarray:

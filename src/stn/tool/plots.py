@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from stn.tool import runs
+from stn.tool import alarms, runs
 
 BLUE = "#1f5fae"
 NARROW = (4.2, 7.0)  # inches of two plots below each other, for a phone
@@ -159,6 +159,93 @@ def comparison_bytes(histories: Sequence[list[dict[str, Any]]], names: Sequence[
     if panel.get_legend_handles_labels()[0]:
         panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _png(figure, bbox_inches="tight", pad_inches=0.15)
+
+
+def watch_bytes(history: list[dict[str, Any]], *, narrow: bool = False) -> bytes | None:
+    """The PNG of what alarms watch over the epochs; None where nothing was measured.
+
+    Shaded is where an alarm is raised.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+    percent = FuncFormatter(lambda value, _: f"{100 * value:.3g}%")
+    plain = FuncFormatter(lambda value, _: f"{value:.3g}")
+    # Title, lines, where alarms are raised, form of the numbers, whether by powers of ten.
+    panels = [
+        (
+            "Points outside the image",
+            {"out_of_frame": "points", "saturated": "images at their bounds"},
+            [(alarms.OUT_OF_FRAME, None)],
+            percent,
+            False,
+        ),
+        (
+            "Area looked at (of the image)",
+            {"sampled_area": "median"},
+            [(None, alarms.COLLAPSED), (alarms.ZOOMED_OUT, None)],
+            plain,
+            True,
+        ),
+        (
+            "Movement of the points (of the side)",
+            {"theta_moved": "from the identity", "theta_spread": "from image to image"},
+            [(None, alarms.ALIKE)],
+            percent,
+            False,
+        ),
+        (
+            "Size of the gradient",
+            {"localization_gradient": "localization", "classifier_gradient": "classifier"},
+            [(None, alarms.VANISHED)],
+            plain,
+            True,
+        ),
+    ]
+    measured = {key for record in history for key, value in record.items() if is_number(value)}
+    panels = [panel for panel in panels if measured & panel[1].keys()]
+    if not panels:
+        return None
+    figure = Figure(figsize=(4.2, 3 * len(panels)) if narrow else (9, 5.6), dpi=200)
+    axes = figure.subplots(len(panels), 1) if narrow else figure.subplots(2, 2)
+    for axis in np.ravel(axes)[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, lines, limits, form, powers) in zip(np.ravel(axes), panels, strict=False):
+        axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color="#1c2026")
+        shown = []
+        for i, (key, label) in enumerate(lines.items()):
+            found = [(r.get("epoch", e + 1), r.get(key)) for e, r in enumerate(history)]
+            found = [(e, v) for e, v in found if is_number(v) and (v > 0 or not powers)]
+            if found:
+                color = LINES[i]
+                axis.plot(*zip(*found, strict=True), color=color, marker="o", ms=3, label=label)
+                shown += [value for _, value in found]
+        if powers and shown:
+            axis.set_yscale("log")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        elif shown:
+            axis.set_ylim(bottom=0)
+        # What is far from an alarm need not show where that would be.
+        low, high = axis.get_ylim()
+        low, high = (low / 1.6, high * 1.6) if powers else (low, max(1.15 * high, 1e-3))
+        for above, below in limits:
+            if above is not None and high > 0.6 * above:
+                high = max(high, 1.3 * above)
+                axis.axhspan(above, 1e9, color="#d9480f", alpha=0.12, lw=0)
+            if below is not None and shown and min(shown) < 3 * below:
+                low = min(low, below / 3) if powers else low
+                axis.axhspan(0 if not powers else 1e-30, below, color="#d9480f", alpha=0.12, lw=0)
+        axis.set_ylim(low, high)
+        axis.yaxis.set_major_formatter(form)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.grid(axis="y", color="#e6e9ed", lw=0.8)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(length=0, labelsize=9, labelcolor="#3c434d")
+        axis.set_xlabel("epoch", fontsize=9, color="#5c6470")
+        if len(axis.lines) > 1:
+            axis.legend(frameon=False, fontsize=9, handlelength=1.4)
+    figure.tight_layout(h_pad=2)
+    return _png(figure)
 
 
 def draw_theta(quantities: dict[str, Any], path: Any) -> None:

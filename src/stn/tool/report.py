@@ -119,6 +119,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         )
         if history
         else None,
+        "watched_over": _watched_over(history),
         "alarms": alarms.summarize(history, run.config),
         "classes": _classes(test),
         "pairs": _pairs(confusion, names),
@@ -137,6 +138,13 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         "summary": summary.read_text(encoding="utf-8") if summary.exists() else "",
         "command": shlex.join(run.config.to_command()),
     }
+
+
+def _watched_over(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    wide, narrow = plots.watch_bytes(history), plots.watch_bytes(history, narrow=True)
+    if wide is None or narrow is None:
+        return None
+    return _with_narrow(pages.embed(wide, "image/png", scale=2), narrow)
 
 
 def _with_narrow(picture: dict[str, Any] | None, narrow: bytes) -> dict[str, Any] | None:

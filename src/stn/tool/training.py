@@ -21,7 +21,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from stn import models
 from stn.tool import (
     alarms,
     alignment,
@@ -29,6 +28,7 @@ from stn.tool import (
     environment,
     examples,
     films,
+    learning,
     pictures,
     plots,
     report,
@@ -105,6 +105,7 @@ def train(
         distortion = distortion_of(config)
         input_shape = (*distortion.output_size(shape[:2]), shape[-1])
         _check_data(config, names, train_split, validation_split)
+        background, kind = background_of(train_split.images)
         validation_images = distortions.distort_all(
             validation_split.images, distortion, (config.seed, _VALIDATION)
         )
@@ -114,12 +115,13 @@ def train(
     if config.deterministic:
         environment.make_deterministic()
     steps = len(train_split) // config.batch_size
-    model = build(
+    model = learning.build(
         config,
         input_shape,
         len(names),
         output_size=config.output_size or shape[:2],
         steps=steps,
+        background=background,
     )
     monitor = Monitor(run, config, model, validation_images, validation_split.labels, names)
     lookout = alarms.Lookout(model, config, validation_images, validation_split.labels)
@@ -143,7 +145,7 @@ def train(
                 "class_names": list(names),
                 "image_shape": list(shape),
                 "input_shape": list(input_shape),
-                "background": background_of(train_split.images),
+                "background": kind,
                 "train": len(train_split),
                 "validation": len(validation_split),
             },
@@ -255,87 +257,6 @@ def train(
         plots.draw_confusion(results["confusion"], names, run.confusion_file)
         report.write_report(run)
     return run
-
-
-def build(
-    config: Config,
-    input_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    output_size: int | tuple[int, int] | None = None,
-    steps: int,
-) -> keras.Model:
-    """Build and compile the model of a configuration.
-
-    Args:
-        config: What was asked.
-        input_shape: `(height, width, channels)` of the distorted images.
-        num_classes: The number of classes.
-        output_size: `(height, width)` of what the transformer passes on; that of the images by
-            default.
-        steps: Training steps an epoch, for the learning-rate schedule.
-
-    Raises:
-        UserError: If the images do not suit the architecture.
-    """
-    if config.steps_per_execution > 1 and keras.backend.backend() == "torch":
-        raise UserError(
-            "Expected steps_per_execution to be 1 on PyTorch, where Keras knows no other. "
-            f"Received: steps_per_execution={config.steps_per_execution}"
-        )
-    usual = keras.config.dtype_policy()
-    try:
-        if config.precision == "bfloat16":
-            keras.config.set_dtype_policy("mixed_bfloat16")
-        model = models.classifier(
-            config.model,
-            input_shape=input_shape,
-            num_classes=num_classes,
-            transform=config.transform,
-            output_size=output_size,
-            sampler=config.sampler,
-            padding=config.padding,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    finally:
-        keras.config.set_dtype_policy(usual)
-    rate: Any = config.learning_rate
-    if config.schedule == "cosine":
-        warmup = min(steps, config.epochs * steps // 2)
-        rate = keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=max(1, config.epochs * steps - warmup),
-            warmup_target=config.learning_rate,
-            warmup_steps=warmup,
-        )
-    optimizer = keras.optimizers.Adam(rate, weight_decay=config.weight_decay or None)
-    model.compile(
-        optimizer,
-        loss=_smoothed_loss(num_classes, config.label_smoothing),
-        metrics=["accuracy"],
-        steps_per_execution=config.steps_per_execution,
-        # Measured: TensorFlow's own CPU kernels train these networks 1.7 to 2.8 times faster than
-        # what XLA makes of them there (docs/experiments.md). For PyTorch it would be torch.compile.
-        jit_compile=keras.backend.backend() == "jax"
-        or (keras.backend.backend() == "tensorflow" and environment.has_accelerator()),
-    )
-    optimizer.build(model.trainable_variables)
-    return model
-
-
-def _smoothed_loss(num_classes: int, smoothing: float) -> Any:
-    if not smoothing:
-        return "sparse_categorical_crossentropy"
-
-    def smoothed_sparse_categorical_crossentropy(labels: Any, probabilities: Any) -> Any:
-        labels = keras.ops.cast(keras.ops.reshape(labels, (-1,)), "int32")
-        labels = keras.ops.one_hot(labels, num_classes)
-        return keras.losses.categorical_crossentropy(
-            labels, probabilities, label_smoothing=smoothing
-        )
-
-    return smoothed_sparse_categorical_crossentropy
 
 
 class _Batches(keras.utils.PyDataset):

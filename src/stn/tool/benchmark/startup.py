@@ -26,9 +26,9 @@ import json, time
 import keras
 imported = time.time()
 import numpy as np
-from stn.tool import training
+from stn.tool import learning
 from stn.tool.config import Config
-model = training.build(Config(), (28, 28, 1), 62, steps=100)
+model = learning.build(Config(), (28, 28, 1), 62, steps=100)
 built = time.time()
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (256, 28, 28, 1), dtype="uint8")

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from stn.tool import runs, training
+from stn.tool import learning, runs, training
 from stn.tool.benchmark import PEERS, Options, startup, timing
 from stn.tool.config import Config
 from stn.tool.data import Split, distortions
@@ -135,7 +135,7 @@ def _fit(model: Any, *data: Any, **options: Any) -> float:
 
 def _ours(config: Config, split: Split) -> tuple[Any, Callable[[], float]]:
     batches = training._Batches(config, split, distortions.DISTORTIONS["none"])
-    model = training.build(config, (_SIZE, _SIZE, 1), _CLASSES, steps=len(batches))
+    model = learning.build(config, (_SIZE, _SIZE, 1), _CLASSES, steps=len(batches))
 
     def block() -> float:
         batches.epoch += 1

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from stn.tool import environment, evaluation, runs, training
+from stn.tool import environment, evaluation, learning, runs
 from stn.tool.benchmark import Options, memory, timing
 from stn.tool.config import Config
 from stn.tool.progress import Progress
@@ -52,7 +52,7 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
 def _make(folder: Path) -> tuple[runs.Run, list[str]]:
     """A run as far as predictions need it, untrained, and image files."""
     config = Config(distort="none", backend=keras.backend.backend())
-    model = training.build(config, _SHAPE, _CLASSES, steps=1)
+    model = learning.build(config, _SHAPE, _CLASSES, steps=1)
     run = runs.Run(folder / "run")
     runs.write_text(run.config_file, config.to_toml())
     runs.write_json(run.environment_file, environment.describe())
