@@ -26,6 +26,42 @@ def test_templates_are_all_there_is_behind_the_transformer():
     assert behind == (28 * 28 + 1) * 10
 
 
+@pytest.mark.parametrize("architecture", ["cnn", "fcn", "compact"])
+@pytest.mark.parametrize("transform", ["affine", "none"])
+def test_the_classifier_is_as_wide_as_its_parameters_allow(architecture, transform):
+    options = {"input_shape": (42, 42, 1), "output_size": 28, "transform": transform}
+    for parameters in (200_000, 800_000):
+        model = stn.classifier(architecture, num_classes=10, parameters=parameters, **options)
+        assert abs(model.count_params() / parameters - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parameters", "message"),
+    [("cnn", 30_000, "width would vanish"), ("template", 90_000, "can only be as it is")],
+)
+def test_parameters_that_do_not_do(architecture, parameters, message):
+    with pytest.raises(
+        ValueError, match=rf"Expected .*Received: .*parameters={parameters} .*{message}"
+    ):
+        stn.classifier(architecture, num_classes=10, parameters=parameters)
+
+
+def test_pooling_samples_finer_and_averages():
+    model = stn.classifier(pooling=2, num_classes=10, output_size=(14, 10))
+    assert model.get_layer("stn").output_size == (28, 20)
+    assert model.get_layer("body").input_shape == (None, 14, 10, 1)
+    seen = keras.Model(model.input, model.get_layer("pooling").output)
+    whole = stn.warp(
+        IMAGES / np.float32(255), np.tile(np.eye(2, 3).reshape(6), (3, 1)), output_size=(28, 20)
+    )
+    expected = ops.convert_to_numpy(whole).reshape(3, 14, 2, 10, 2, 1).mean((2, 4))
+    np.testing.assert_allclose(seen.predict(IMAGES, verbose=0), expected, atol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"Expected pooling to be at least 1\. Received: pooling=0"
+    ):
+        stn.classifier(pooling=0)
+
+
 @ARCHITECTURES
 @pytest.mark.parametrize("transform", ["affine", "none"])
 def test_gives_probabilities_for_bytes_and_floats(architecture, transform):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from stn import transforms
@@ -23,6 +24,7 @@ def classifier(
     transform: Any = "affine",
     output_size: int | Iterable[int] | None = None,
     pooling: int = 1,
+    parameters: int | None = None,
     **options: Any,
 ) -> keras.Model:
     """Build an image classifier that straightens its input first. It is not compiled.
@@ -35,7 +37,9 @@ def classifier(
         architecture: `"compact"`, the best accuracy for its speed; or `"reference"`, the network
             of the tutorials: three 3x3 convolutions (64, 128, 256) in the localization network
             and again in the classifier; or `"template"`, one template for each class behind the
-            transformer, which has to align the images by itself: less accurate, but it congeals.
+            transformer, which has to align the images by itself: less accurate, but it congeals;
+            or `"cnn"` and `"fcn"`, convolutional and fully connected, localization network and
+            classifier alike, to compare at equal `parameters` as Jaderberg et al. (2015) do.
         input_shape: `(height, width, channels)` of the images.
         num_classes: The number of classes, at least 2.
         transform: A family of transformations or its name (`stn.TRANSFORMS`); `"none"` leaves the
@@ -45,6 +49,8 @@ def classifier(
         pooling: How many times finer the transformer samples, along both axes, than what it passes
             on, which is the average (Jaderberg et al. 2015 do so where images are shrunk). At the
             identity 1 returns the images themselves, 2 softens them a little.
+        parameters: About how many parameters the whole model may have: the classifier is made as
+            wide as that allows. None: as wide as it usually is.
         **options: Further keywords of `stn.SpatialTransformer`: `sampler`, `padding`, `bounds` and
             so on. `identity_penalty` is that of the architecture unless it is among them.
 
@@ -52,7 +58,8 @@ def classifier(
         A functional `keras.Model` from `(batch, *input_shape)` to `(batch, num_classes)`.
 
     Raises:
-        ValueError: If the architecture is unknown, or the images are too small for it.
+        ValueError: If the architecture is unknown, the images are too small for it, or it cannot
+            be made with so few parameters.
 
     Example:
         >>> classifier("reference", num_classes=62).count_params()
@@ -95,15 +102,37 @@ def classifier(
             x, _, _ = transformer(x)
             if pooling > 1:
                 x = layers.AveragePooling2D(pooling, name="pooling")(x)
-        x = body()(x)
+        width = 1.0
+        if parameters is not None:
+            others = transformer.count_params() if transformer is not None else 0
+            width = _width(body, x.shape[1:], num_classes, parameters - others)
+        x = body(width)(x)
     except ValueError as error:
         raise ValueError(
-            f"Expected images large enough for the {architecture!r} architecture. Received: "
-            f"input_shape={tuple(input_shape)}, output_size={output_size} ({error})"
+            f"Expected images large enough for the {architecture!r} architecture, and parameters "
+            f"enough for its classifier. Received: input_shape={tuple(input_shape)}, "
+            f"output_size={output_size}, parameters={parameters} ({error})"
         ) from error
     # Probabilities in float32 whatever the precision of the rest.
     outputs = layers.Dense(num_classes, activation="softmax", dtype="float32", name="classes")(x)
     return keras.Model(images, outputs, name=f"{architecture}_{transform_name(transform)}")
+
+
+def _width(body: Any, shape: Any, num_classes: int, parameters: int) -> float:
+    """The factor on the width of a body that brings its parameters, with the classes', closest."""
+    # Weights between layers grow with the square of the width, all others in proportion.
+    widths = (0.5, 1.0, 2.0)
+    counts = []
+    for width in widths:
+        head = layers.Dense(num_classes)
+        counts.append(keras.Sequential([keras.Input(shape), body(width), head]).count_params())
+    square, line, rest = np.polyfit(widths, counts, 2)
+    if square < 1e-6 or parameters <= rest + line / 16:
+        raise ValueError(
+            f"so few parameters leave {parameters} for the classifier, and its width "
+            f"{'can only be as it is' if square < 1e-6 else 'would vanish'}"
+        )
+    return float((-line + (line**2 - 4 * square * (rest - parameters)) ** 0.5) / (2 * square))
 
 
 def transform_name(transform: Any) -> str:
@@ -111,18 +140,20 @@ def transform_name(transform: Any) -> str:
     return transform if isinstance(transform, str) else transform.name
 
 
-def _reference_features(name: str) -> list[layers.Layer]:
+def _reference_features(name: str, width: float = 1.0) -> list[layers.Layer]:
     stack: list[layers.Layer] = []
     for filters in (64, 128, 256):
         stack += [
-            layers.Conv2D(filters, 3, activation="relu", kernel_initializer="he_normal"),
+            layers.Conv2D(
+                _units(filters, width), 3, activation="relu", kernel_initializer="he_normal"
+            ),
             layers.MaxPooling2D(2),
         ]
     return [
         *stack,
         layers.GlobalAveragePooling2D(),
-        layers.Dense(256, activation="relu"),
-        layers.Dense(128, activation="relu"),
+        layers.Dense(_units(256, width), activation="relu"),
+        layers.Dense(_units(128, width), activation="relu"),
     ]
 
 
@@ -130,8 +161,9 @@ def _reference_localization() -> keras.Sequential:
     return keras.Sequential(_reference_features("localization"), name="localization")
 
 
-def _reference_body() -> keras.Sequential:
-    return keras.Sequential([*_reference_features("body"), layers.Dropout(0.5)], name="body")
+def _reference_body(width: float) -> keras.Sequential:
+    stack = _reference_features("body", width)
+    return keras.Sequential([*stack, layers.Dropout(0.5)], name="body")
 
 
 def _compact_localization() -> keras.Sequential:
@@ -153,26 +185,73 @@ def _compact_localization() -> keras.Sequential:
     )
 
 
-def _compact_body() -> keras.Sequential:
+def _compact_body(width: float) -> keras.Sequential:
     return keras.Sequential(
         [
-            *_convolution(32, 5, 2),
-            *_convolution(64, 3, 2),
-            *_convolution(128, 3, 1),
+            *_convolution(_units(32, width), 5, 2),
+            *_convolution(_units(64, width), 3, 2),
+            *_convolution(_units(128, width), 3, 1),
             layers.MaxPooling2D(2, padding="same"),
             layers.Flatten(),
             layers.Dropout(0.2),
-            layers.Dense(256, activation="relu"),
+            layers.Dense(_units(256, width), activation="relu"),
             layers.Dropout(0.3),
         ],
         name="body",
     )
 
 
-def _template_body() -> keras.Sequential:
+def _cnn_body(width: float) -> keras.Sequential:
+    return keras.Sequential(
+        [
+            *_convolution(_units(32, width), 5, 2),
+            *_convolution(_units(64, width), 3, 1),
+            layers.MaxPooling2D(2, padding="same"),
+            *_convolution(_units(96, width), 3, 1),
+            *_convolution(_units(96, width), 3, 1),
+            layers.MaxPooling2D(2, padding="same"),
+            layers.Flatten(),
+            layers.Dropout(0.2),
+            layers.Dense(_units(128, width), activation="relu"),
+            layers.Dropout(0.2),
+        ],
+        name="body",
+    )
+
+
+def _fcn_localization() -> keras.Sequential:
+    return keras.Sequential(
+        [
+            layers.AveragePooling2D(2, padding="same"),
+            layers.Flatten(),
+            layers.Dense(64, activation="relu"),
+            layers.Dense(64, activation="relu"),
+            layers.Rescaling(0.3),  # see the compact one
+        ],
+        name="localization",
+    )
+
+
+def _fcn_body(width: float) -> keras.Sequential:
+    stack: list[layers.Layer] = [layers.Flatten()]
+    for units in (256, 256, 128):
+        stack += [
+            layers.Dense(_units(units, width), use_bias=False),
+            layers.BatchNormalization(momentum=0.9),
+            layers.Activation("relu"),
+            layers.Dropout(0.1),
+        ]
+    return keras.Sequential(stack, name="body")
+
+
+def _template_body(width: float) -> keras.Sequential:
     # A template for each class, and nothing that could make up for what is not aligned: only the
     # transformer can.
     return keras.Sequential([layers.Flatten()], name="body")
+
+
+def _units(usual: int, width: float) -> int:
+    return max(1, round(width * usual))
 
 
 def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
@@ -187,5 +266,7 @@ ARCHITECTURES = {
     "compact": (_compact_localization, _compact_body, 0.02),
     "reference": (_reference_localization, _reference_body, 0.0),
     "template": (_compact_localization, _template_body, 0.0),
+    "cnn": (_compact_localization, _cnn_body, 0.02),
+    "fcn": (_fcn_localization, _fcn_body, 0.02),
 }
 """The named architectures: localization network, body of the classifier, identity penalty."""

@@ -243,6 +243,78 @@ def _print_results(run: runs.Run, progress: Any) -> None:
 
 
 @app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="table1: distorted MNIST.")],
+    cells: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which, separated by commas: R/st-cnn-affine, a column (RTS), a row (st-cnn-tps), "
+            "or patterns ('R/st-*'). [dim]\\[default: all][/dim]"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the runs. [dim]\\[default: runs/TABLE][/dim]"),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of each cell, separated by commas.")] = "42",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the files of MNIST.")] = None,
+    mirror: Annotated[str | None, typer.Option(help="Base URL to download them from.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Instead of those of the recipes, to try it.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Keras backend.")] = None,
+    json_: Json = False,
+) -> None:
+    """Train a table of a paper anew, cell by cell, and print it beside the paper's.
+
+    What is in the folder already is kept; interrupt it, and the same command goes on.
+    """
+    from stn.tool import reproduction
+
+    if table != "table1":
+        raise config.UserError(f"Expected the table to be 'table1'. Received: {table!r}")
+    patterns = [part.strip() for text in cells or [] for part in text.split(",") if part.strip()]
+    chosen = reproduction.choose(patterns)
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise config.UserError(
+            f"Expected seeds as in 42,43,44. Received: --seeds {seeds!r}"
+        ) from None
+    out = out or Path("runs") / table
+    given = {"data_dir": data_dir and str(data_dir), "mirror": mirror, "epochs": epochs}
+    values = {key: value for key, value in given.items() if value is not None}
+    for seed in numbers:  # mistakes in any value first
+        reproduction.configure(chosen[0], seed=seed, backend=backend, **values)
+
+    from stn.tool.progress import Progress
+
+    _start_backend(backend)
+    progress = Progress()
+    try:
+        results = reproduction.reproduce(
+            chosen, out, seeds=numbers, progress=progress, backend=backend, **values
+        )
+    except KeyboardInterrupt:
+        _fail(f"Interrupted; what is done is kept in {out}. The same command goes on", 130)
+    if json_:
+        typer.echo(json.dumps(results))
+        return
+    from rich.table import Table
+
+    shown = Table(
+        "",
+        *reproduction.DISTORTIONS,
+        title=f"{results['title']} (in brackets)",
+        title_justify="left",
+    )
+    for row in reproduction.rows(results):
+        shown.add_row(*row)
+    progress.console.print(shown)
+    typer.echo(out / "table1.json")
+
+
+@app.command()
 def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Option(help="Another data set, same classes.")] = None,

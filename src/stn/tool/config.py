@@ -59,8 +59,11 @@ class Config(pydantic.BaseModel):
         0.1, gt=0, lt=1, description="Share of the training images held out for validation."
     )
 
-    model: Literal["compact", "reference", "template"] = Field(
+    model: Literal["compact", "reference", "template", "cnn", "fcn"] = Field(
         "compact", description="Architecture."
+    )
+    parameters: int | None = Field(
+        None, ge=1, description="Make the classifier so wide that the model has about this many."
     )
     transform: Literal[
         "translation",

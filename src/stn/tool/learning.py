@@ -62,6 +62,7 @@ def build(
             padding=padding,
             fill_value=fill if padding == "constant" else 0.0,
             pooling=config.pooling,
+            parameters=config.parameters,
             bounds=config.bounds,
             iterations=config.iterations,
             localization_size=config.localization_size,

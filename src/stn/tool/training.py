@@ -89,7 +89,7 @@ def train(
     begun = time.perf_counter()
     progress = progress or Progress(quiet=True)
     run = runs.Run(out)
-    config = _resolve(config)
+    config = resolve(config)
     if resume:
         _check_resumable(run, config)
     else:
@@ -342,7 +342,7 @@ def _load_test(config: Config, shape: tuple[int, ...], run: runs.Run) -> data.Sp
     return test
 
 
-def _resolve(config: Config) -> Config:
+def resolve(config: Config) -> Config:
     """Fill in what was left to us, so that the run folder says what really happened."""
     kind, _, folder = config.data.partition(":")
     return config.replace(

@@ -1,0 +1,230 @@
+"""Tables of papers, trained anew cell by cell: what is there is kept, what is missing trained."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stn.tool import runs
+from stn.tool.config import Config, UserError
+from stn.tool.progress import Progress
+
+TITLE = "Test error in % on distorted MNIST, ours and that of Jaderberg et al. 2015, table 1"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table.
+
+    Attributes:
+        distort: The distortion: a column.
+        network: `"fcn"`, `"cnn"`, `"st-fcn"` or `"st-cnn"`: its recipe is `table1-` and this.
+        transform: The family of the transformer; None for the networks without one.
+        paper: The test error in the paper, in percent.
+    """
+
+    distort: str
+    network: str
+    transform: str | None
+    paper: float
+
+    @property
+    def row(self) -> str:
+        """The network, and the family of its transformer."""
+        return self.network if self.transform is None else f"{self.network}-{self.transform}"
+
+    @property
+    def name(self) -> str:
+        """What `--cells` calls it."""
+        return f"{self.distort}/{self.row}"
+
+
+DISTORTIONS = ("R", "RTS", "P", "E", "TC")
+
+_PAPER: dict[tuple[str, str | None], tuple[float | None, ...]] = {
+    ("fcn", None): (2.1, 5.2, 3.1, 3.2, 13.2),
+    ("cnn", None): (1.2, 0.8, 1.5, 1.4, 3.5),
+    ("st-fcn", "affine"): (1.2, 0.8, 1.5, 2.7, 2.0),
+    ("st-fcn", "projective"): (1.3, 0.9, 1.4, 2.6, None),
+    ("st-fcn", "tps"): (1.1, 0.8, 1.4, 2.4, None),
+    ("st-cnn", "affine"): (0.7, 0.5, 0.8, 1.2, 1.7),
+    ("st-cnn", "projective"): (0.8, 0.6, 0.8, 1.3, None),
+    ("st-cnn", "tps"): (0.7, 0.5, 0.8, 1.1, None),
+}
+
+TABLE1: tuple[Cell, ...] = tuple(
+    Cell(distort, network, transform, error)
+    for (network, transform), errors in _PAPER.items()
+    for distort, error in zip(DISTORTIONS, errors, strict=True)
+    if error is not None
+)
+"""All cells, row by row."""
+
+
+def choose(patterns: Sequence[str]) -> list[Cell]:
+    """The cells that any of some patterns names, in the order of the table.
+
+    Args:
+        patterns: Names such as `"R/st-cnn-affine"`, with `*` for anything; a row or a column alone
+            will do: `"st-cnn-affine"`, `"R"`. None at all: every cell.
+
+    Raises:
+        UserError: If a pattern names no cell.
+
+    Example:
+        >>> [cell.name for cell in choose(["TC/*cnn*"])]
+        ['TC/cnn', 'TC/st-cnn-affine']
+    """
+    if not patterns:
+        return list(TABLE1)
+
+    def named(pattern: str) -> set[Cell]:
+        return {
+            cell
+            for cell in TABLE1
+            if any(
+                fnmatch.fnmatchcase(text, pattern) for text in (cell.name, cell.row, cell.distort)
+            )
+        }
+
+    for pattern in patterns:
+        if not named(pattern):
+            raise UserError(
+                "Expected cells such as R/st-cnn-affine, R/* or st-cnn-affine, of the columns "
+                f"{', '.join(DISTORTIONS)} and the rows "
+                f"{', '.join(dict.fromkeys(cell.row for cell in TABLE1))}. Received: {pattern!r}"
+            )
+    wanted = set().union(*map(named, patterns))
+    return [cell for cell in TABLE1 if cell in wanted]
+
+
+def reproduce(
+    cells: Sequence[Cell],
+    out: str | os.PathLike[str],
+    *,
+    seeds: Sequence[int] = (42,),
+    progress: Progress | None = None,
+    **values: Any,
+) -> dict[str, Any]:
+    """Train what is missing of some cells, and collect the results of all that are there.
+
+    Args:
+        cells: What to train.
+        out: A folder: a run folder for each cell and seed goes into it, and `table1.json`. A run
+            that is finished is not trained again, one that was interrupted goes on.
+        seeds: Of each cell.
+        progress: Where to show progress; nowhere by default.
+        **values: Values of the configuration that differ from those of the recipes.
+
+    Returns:
+        What `collect` returns.
+
+    Raises:
+        UserError: If a run in `out` was made with another configuration, or something given cannot
+            be used.
+    """
+    progress = progress or Progress(quiet=True)
+    out = Path(out)
+    planned = [(seed, cell) for seed in seeds for cell in cells]
+    wanted = {(cell, seed): configure(cell, seed=seed, **values) for seed, cell in planned}
+    for number, (seed, cell) in enumerate(planned, 1):
+        _train(
+            wanted[cell, seed], out / _folder(cell, seed), f"{number} of {len(planned)}", progress
+        )
+        runs.write_json(out / "table1.json", collect(out))
+    return collect(out)
+
+
+def configure(cell: Cell, **values: Any) -> Config:
+    """The configuration of a cell: its recipe, distortion and family."""
+    family = {} if cell.transform is None else {"transform": cell.transform}
+    return Config(recipe=f"table1-{cell.network}", distort=cell.distort, **{**family, **values})
+
+
+def collect(out: str | os.PathLike[str]) -> dict[str, Any]:
+    """The results of all finished runs in a folder that `reproduce` wrote.
+
+    Returns:
+        `title`, and `cells`: of every cell of the table `cell`, `row`, `distort`, `paper` (its
+        error in percent), `error` (ours, the mean of its runs; None without any), `spread` (the
+        standard deviation over them; None of fewer than two) and `runs`, each with `seed`,
+        `error`, `parameters`, `epochs`, `seconds` of training, `command`, and where it ran.
+    """
+    found = []
+    for cell in TABLE1:
+        made = [
+            _result(run)
+            for folder in sorted(Path(out).glob(_folder(cell, "*")))
+            if (run := runs.Run(folder)).metrics_file.exists()
+        ]
+        errors = [one["error"] for one in made]
+        found.append(
+            {
+                "cell": cell.name,
+                "row": cell.row,
+                "distort": cell.distort,
+                "paper": cell.paper,
+                "error": round(statistics.mean(errors), 3) if errors else None,
+                "spread": round(statistics.stdev(errors), 3) if len(errors) > 1 else None,
+                "runs": made,
+            }
+        )
+    return {"title": TITLE, "cells": found}
+
+
+def rows(results: dict[str, Any]) -> list[list[str]]:
+    """The table as text: a list of cells for each row, the first of which names it.
+
+    Example:
+        >>> rows({"cells": []})
+        []
+    """
+    table: dict[str, dict[str, str]] = {}
+    for cell in results["cells"]:
+        ours = "-" if cell["error"] is None else f"{cell['error']:.2f}"
+        ours += "" if cell["spread"] is None else f" ± {cell['spread']:.2f}"
+        table.setdefault(cell["row"], {})[cell["distort"]] = f"{ours} ({cell['paper']:.1f})"
+    return [[row, *(cells.get(d, "") for d in DISTORTIONS)] for row, cells in table.items()]
+
+
+def _folder(cell: Cell, seed: Any) -> str:
+    return f"{cell.distort}-{cell.row}-{seed}"
+
+
+def _train(config: Config, folder: Path, number: str, progress: Progress) -> None:
+    import keras
+
+    from stn.tool import training
+
+    run = runs.Run(folder)
+    if run.metrics_file.exists():
+        before, now = run.config.model_dump(), training.resolve(config).model_dump()
+        changed = [key for key in now if now[key] != before[key]]
+        if changed:
+            raise UserError(
+                f"Expected {folder} to be made with the same configuration. Received another value "
+                f"for {', '.join(changed)}; choose another --out, or delete that folder"
+            )
+        progress.say(f"{number}: {folder.name} is there")
+        return
+    progress.say(f"{number}: {folder.name}")
+    training.train(config, folder, resume=run.config_file.exists(), progress=progress)
+    keras.utils.clear_session()
+
+
+def _result(run: runs.Run) -> dict[str, Any]:
+    metrics, where = run.metrics, run.environment
+    return {
+        "seed": run.config.seed,
+        "error": round(100 * (1 - metrics["test"]["accuracy"]), 3),
+        "parameters": metrics["parameters"],
+        "epochs": metrics["epochs"],
+        "seconds": round(metrics["train_seconds"]),
+        "command": " ".join(run.config.replace(data_dir=None).to_command()),
+        **{key: where.get(key) for key in ("started", "revision", "backend", "cpu", "cores")},
+    }

@@ -1,0 +1,134 @@
+"""Tables of papers: cells are chosen by name, trained once, and collected beside the paper's."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+
+from conftest import draw_shapes, write_idx
+from stn.tool import reproduction, runs
+from stn.tool.config import UserError
+
+
+def test_the_table_is_the_papers():
+    paper = {cell.name: cell.paper for cell in reproduction.TABLE1}
+    assert len(paper) == 36
+    assert paper["RTS/fcn"] == 5.2
+    assert paper["TC/st-cnn-affine"] == 1.7
+    assert paper["E/st-fcn-tps"] == 2.4
+    assert "TC/st-cnn-tps" not in paper  # which the paper does not have
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["R/cnn"], ["R/cnn"]),
+        (["st-cnn-tps"], ["R/st-cnn-tps", "RTS/st-cnn-tps", "P/st-cnn-tps", "E/st-cnn-tps"]),
+        (["TC"], ["TC/fcn", "TC/cnn", "TC/st-fcn-affine", "TC/st-cnn-affine"]),
+        (["E/st-*-tps", "E/cnn"], ["E/cnn", "E/st-fcn-tps", "E/st-cnn-tps"]),
+        (["R/cnn", "R/cnn"], ["R/cnn"]),
+    ],
+)
+def test_cells_are_chosen_by_name_row_column_and_pattern(patterns, expected):
+    assert [cell.name for cell in reproduction.choose(patterns)] == expected
+
+
+def test_all_cells_and_cells_that_are_none():
+    assert len(reproduction.choose([])) == 36
+    with pytest.raises(UserError, match=r"Expected cells such as .* Received: 'R/vgg'"):
+        reproduction.choose(["R/cnn", "R/vgg"])
+
+
+def test_the_recipes_are_equal_but_for_the_network():
+    found = [reproduction.configure(cell).model_dump() for cell in reproduction.choose(["R"])]
+    keys = ("parameters", "epochs", "batch_size", "learning_rate", "validation", "data")
+    assert len({tuple(one[key] for key in keys) for one in found}) == 1
+    assert found[0]["parameters"] == 400_000
+    assert {one["model"] for one in found} == {"fcn", "cnn"}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    for stem, count, seed in (("train", 75, 1), ("t10k", 10, 2)):
+        images, labels = draw_shapes(count, seed)
+        write_idx(folder / f"{stem}-images-idx3-ubyte", images)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte", labels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(digits, tmp_path_factory):
+    """Two cells, two seeds of one of them, by the command line; the folder and what was printed."""
+    from stn.tool import cli
+
+    out = tmp_path_factory.mktemp("tables") / "table1"
+
+    def command(*words):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            cli.app(
+                ["reproduce", "table1", "--out", str(out), "--data-dir", str(digits), *words],
+                standalone_mode=False,
+            )
+        return printed.getvalue()
+
+    command("--cells", "R/fcn", "--seeds", "1,2", "--epochs", "2")
+    return out, command
+
+
+def test_what_is_there_is_kept_and_what_is_missing_is_trained(made):
+    out, command = made
+    first = runs.Run(out / "R-fcn-1")
+    before = first.checkpoint_file.stat().st_mtime_ns
+    results = json.loads(
+        command("--cells", "R/fcn,R/st-fcn-affine", "--seeds", "1", "--epochs", "2", "--json")
+    )
+    assert first.checkpoint_file.stat().st_mtime_ns == before
+    assert results == json.loads((out / "table1.json").read_text())
+    cells = {cell["cell"]: cell for cell in results["cells"]}
+    assert len(cells) == 36
+    fcn, st = cells["R/fcn"], cells["R/st-fcn-affine"]
+    assert [run["seed"] for run in fcn["runs"]] == [1, 2]
+    errors = [100 * (1 - runs.Run(out / f"R-fcn-{i}").metrics["accuracy"]) for i in (1, 2)]
+    assert fcn["error"] == pytest.approx(np.mean(errors), abs=1e-3)
+    assert fcn["spread"] == pytest.approx(np.std(errors, ddof=1), abs=1e-3)
+    assert st["spread"] is None and len(st["runs"]) == 1
+    assert cells["R/cnn"]["error"] is None
+    for run in (*fcn["runs"], *st["runs"]):
+        assert abs(run["parameters"] - 400_000) < 4_000
+        assert run["command"].startswith("stn train --recipe table1-")
+        assert run["epochs"] == 2
+    table = {row[0]: row[1:] for row in reproduction.rows(results)}
+    assert table["fcn"][0] == f"{fcn['error']:.2f} ± {fcn['spread']:.2f} (2.1)"
+    assert table["cnn"][0] == "- (1.2)"
+    assert table["st-cnn-tps"][4] == ""
+
+
+def test_a_run_that_was_made_otherwise_is_not_passed_off(made):
+    _, command = made
+    with pytest.raises(
+        UserError, match=r"R-fcn-1 .*another value for epochs; choose another --out"
+    ):
+        command("--cells", "R/fcn", "--seeds", "1", "--epochs", "3")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["table2"], "Expected the table to be 'table1'"),
+        (["table1", "--cells", "Q"], "Expected cells such as"),
+        (["table1", "--seeds", "1;2"], "Expected seeds as in 42,43,44"),
+        (["table1", "--seeds", "-1"], "Expected seed to be"),
+        (["table1", "--backend", "mxnet"], "Expected backend to be"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(words, message, tmp_path, monkeypatch):
+    from stn.tool import cli
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        cli.app(["reproduce", *words], standalone_mode=False)
+    assert not list(tmp_path.iterdir())
