@@ -540,6 +540,23 @@ def test_frame_penalty_is_the_squared_distance_from_the_image_in_training_only()
     assert layer.losses == []
 
 
+def test_the_frame_penalty_calls_back_what_looks_past_the_image():
+    def ends(penalty):
+        layer = transformer("translation", "mlp", frame_penalty=penalty, return_params=True)
+        inputs = keras.Input((8, 8, 1))
+        outputs, _, grid = layer(inputs)
+        model = keras.Model(inputs, outputs)
+        layer.head.bias.assign([2.5, 0.0])  # nothing of the image is in sight
+        model.compile(keras.optimizers.SGD(0.2), "mse", jit_compile=JIT)
+        images = np.random.default_rng(0).random((4, 8, 8, 1), dtype="float32")
+        for _ in range(40):
+            model.train_on_batch(images, images)
+        return np.abs(keras.Model(inputs, grid).predict(images, verbose=0)).max()
+
+    assert ends(0.0) > 3
+    assert ends(1.0) < 1.7
+
+
 # --- starting at tiles ---------------------------------------------------------------------------
 
 

@@ -158,7 +158,7 @@ def collect(out: str | os.PathLike[str]) -> dict[str, Any]:
     found = []
     for cell in TABLE1:
         made = [
-            _result(run)
+            result(run)
             for folder in sorted(Path(out).glob(_folder(cell, "*")))
             if (run := runs.Run(folder)).metrics_file.exists()
         ]
@@ -217,7 +217,8 @@ def _train(config: Config, folder: Path, number: str, progress: Progress) -> Non
     keras.utils.clear_session()
 
 
-def _result(run: runs.Run) -> dict[str, Any]:
+def result(run: runs.Run) -> dict[str, Any]:
+    """What a finished run came to, and how it is made again; see `collect`."""
     metrics, where = run.metrics, run.environment
     return {
         "seed": run.config.seed,
