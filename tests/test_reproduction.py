@@ -1,8 +1,10 @@
 """Tables of papers: cells are chosen by name, trained once, and collected beside the paper's."""
 
 import contextlib
+import importlib.util
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,3 +134,35 @@ def test_mistakes_are_told_before_anything_is_trained(words, message, tmp_path, 
     with pytest.raises(UserError, match=message):
         cli.app(["reproduce", *words], standalone_mode=False)
     assert not list(tmp_path.iterdir())
+
+
+# --- the page of results -------------------------------------------------------------------------
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def page():
+    spec = importlib.util.spec_from_file_location("results_page", DOCS / "results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_the_records_say(page):
+    assert (DOCS / "results.md").read_text(encoding="utf-8") == page.render(page.read())
+
+
+def test_runs_become_a_record_and_a_table(page, made, tmp_path, monkeypatch):
+    out, _ = made
+    monkeypatch.setattr(page, "FOLDER", tmp_path)
+    page.add("digits", [out / "R-fcn-1"])
+    page.add("digits", [out / "R-fcn-1", out / "R-fcn-2"])  # the first again: not twice
+    page.add("table1", [out])
+    (_, digits), (_, table) = page.read(tmp_path / "results")
+    assert [one["seed"] for one in digits["runs"]] == [1, 2]
+    text = page.render([("digits", digits), ("table1", table)])
+    mean = 100 - np.mean([one["error"] for one in digits["runs"]])
+    assert f"| {mean:.2f} ± " in text
+    assert "| 1, 2 |" in text
+    assert "(2.1)" in text
