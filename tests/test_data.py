@@ -21,7 +21,7 @@ from stn.tool.data import SOURCES, Split, carve, default_distortion, glyphs, idx
 
 @pytest.mark.parametrize("name", ["emnist/bycalss", "EMNIST/byclass", "emnist-byclass"])
 def test_unknown_name_suggests_the_nearest(name):
-    with pytest.raises(UserError, match=r"glyphs, mnist.*Did you mean 'emnist/byclass'\?"):
+    with pytest.raises(UserError, match=r"glyphs, signs, mnist.*Did you mean 'emnist/byclass'\?"):
         load(name)
 
 
