@@ -14,8 +14,9 @@ from PIL import Image
 
 import stn
 from conftest import draw_shapes, write_idx
-from stn.tool import cli, printing, runs
+from stn.tool import cli, controls, printing, runs
 from stn.tool.config import BACKENDS
+from stn.tool.data import signs
 
 
 @pytest.fixture
@@ -166,6 +167,30 @@ def test_train_by_relative_paths_can_go_on_from_elsewhere(command, pictures, tmp
     with pytest.raises(pytest.fail.Exception, match="far enough"):
         stn.train(stn.Config(data="folder:pictures", batch_size=8), tmp_path / "run")
     assert seen[0].data == f"folder:{tmp_path / 'here' / 'pictures'}"
+
+
+def test_traffic_signs_from_a_folder(command, tmp_path):
+    """Crops of all sizes, more of some signs than of others, with a table beside them."""
+    rng = np.random.default_rng(0)
+    drawn = signs.read(splits=("train",), seed=1, train_per_class=9).train
+    for i, (image, label) in enumerate(zip(drawn.images, drawn.labels, strict=True)):
+        if label < 4 and i < 39 * (9 - label):
+            path = tmp_path / "signs" / f"{label:05d}" / f"{i}.ppm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = tuple(int(n) for n in rng.integers(15, 80, 2))
+            Image.fromarray(image).resize(size).save(path)
+            (path.parent / "GT.csv").write_text("Filename;Width;Height;ClassId")
+    for transform in ("projective", "none"):
+        code, _, err = command(
+            *("train", "--recipe", "traffic-signs", "--data", f"folder:{tmp_path / 'signs'}"),
+            *("--epochs", 1, "--batch-size", 8, "--transform", transform),
+            *("--out", tmp_path / transform),
+        )
+        assert code == 0, err
+    run, control = (stn.Run.open(tmp_path / name) for name in ("projective", "none"))
+    assert run.dataset["input_shape"] == [48, 48, 3]
+    assert run.config.iterations == 2
+    assert controls.differences(run, control) == []
 
 
 def test_diverging_training_exits_with_1(command, shapes, tmp_path):

@@ -21,7 +21,7 @@ from stn.tool.data import SOURCES, Split, carve, default_distortion, glyphs, idx
 
 @pytest.mark.parametrize("name", ["emnist/bycalss", "EMNIST/byclass", "emnist-byclass"])
 def test_unknown_name_suggests_the_nearest(name):
-    with pytest.raises(UserError, match=r"glyphs, mnist.*Did you mean 'emnist/byclass'\?"):
+    with pytest.raises(UserError, match=r"glyphs, signs, mnist.*Did you mean 'emnist/byclass'\?"):
         load(name)
 
 
@@ -434,6 +434,7 @@ def test_folder_without_splits_gets_a_fifth_as_test(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / "a" / ".DS_Store").write_bytes(b"x")
     (tmp_path / "b" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "b" / "GT-00001.csv").write_text("a table of what is in the images")
     dataset = load(f"folder:{tmp_path}")
     assert dataset.class_names == ("a", "b")
     assert dataset.train.images.shape == (24, 4, 5, 1)

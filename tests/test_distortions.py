@@ -149,6 +149,13 @@ def test_augmentation_is_in_proportion():
     assert augmentation(1.0).output_size(size) == size
 
 
+def test_what_is_beyond_the_image_can_be_its_border():
+    images = np.full((8, 9, 11, 3), 200, "uint8")
+    rng = np.random.default_rng(0)
+    assert (augmentation(2.0, padding="border")(images, rng) == 200).all()
+    assert (augmentation(2.0)(images, rng) < 100).any()
+
+
 # --- corners and control points ------------------------------------------------------------------
 
 SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1.0]])

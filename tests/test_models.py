@@ -93,6 +93,29 @@ def test_without_a_transformer_only_that_is_missing(architecture):
     )
 
 
+@pytest.mark.parametrize("transform", ["affine", "none"])
+def test_standardized_networks_do_not_see_how_bright_it_is(transform, tmp_path):
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 20, 24, 3)).astype("float32")
+    dark = 0.5 * images + 10
+    options = {"input_shape": (20, 24, 3), "num_classes": 4, "transform": transform}
+    if transform != "none":
+        options["padding"] = "border"  # zeros would be darker than what is in the dark
+    model = stn.classifier(standardize=True, **options)
+    if transform != "none":
+        kernel = model.get_layer(models.TRANSFORMER).head.kernel
+        kernel.assign(rng.normal(0, 0.1, kernel.shape))
+    expected = model.predict(images, verbose=0)
+    np.testing.assert_allclose(model.predict(dark, verbose=0), expected, rtol=0, atol=2e-3)
+    plain = stn.classifier(**options)
+    assert plain.count_params() == model.count_params()
+    assert np.abs(plain.predict(dark, verbose=0) - plain.predict(images, verbose=0)).max() > 5e-3
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_array_equal(again.predict(images, verbose=0), expected)
+
+
 @pytest.mark.parametrize("transform", stn.TRANSFORMS)
 def test_transformer_shows_what_it_does(transform):
     family = stn.get_transform(transform)

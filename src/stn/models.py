@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -24,6 +24,7 @@ def classifier(
     transform: Any = "affine",
     output_size: int | Iterable[int] | None = None,
     pooling: int = 1,
+    standardize: bool = False,
     parameters: int | None = None,
     **options: Any,
 ) -> keras.Model:
@@ -49,6 +50,9 @@ def classifier(
         pooling: How many times finer the transformer samples, along both axes, than what it passes
             on, which is the average (Jaderberg et al. 2015 do so where images are shrunk). At the
             identity 1 returns the images themselves, 2 softens them a little.
+        standardize: Whether localization network and body bring what they see to mean 0 and
+            variance 1 first, each image by itself: for photographs, which are darker or paler for
+            reasons of their own. What the transformer passes on keeps its brightness.
         parameters: About how many parameters the whole model may have: the classifier is made as
             wide as that allows. None: as wide as it usually is.
         **options: Further keywords of `stn.SpatialTransformer`: `sampler`, `padding`, `bounds` and
@@ -79,7 +83,8 @@ def classifier(
         )
     if not (isinstance(pooling, int) and pooling >= 1):
         raise ValueError(f"Expected pooling to be at least 1. Received: pooling={pooling!r}")
-    localization, body, usual_penalty = ARCHITECTURES[architecture]
+    *networks, usual_penalty = ARCHITECTURES[architecture]
+    localization, body = (_standardized(n) if standardize else n for n in networks)
     identity_penalty = options.get("identity_penalty")
     identity_penalty = usual_penalty if identity_penalty is None else identity_penalty
 
@@ -138,6 +143,16 @@ def _width(body: Any, shape: Any, num_classes: int, parameters: int) -> float:
 def transform_name(transform: Any) -> str:
     """The name of a family, or of the string that stands for it."""
     return transform if isinstance(transform, str) else transform.name
+
+
+def _standardized(network: Callable[..., keras.Sequential]) -> Callable[..., keras.Sequential]:
+    def build(*arguments: Any) -> keras.Sequential:
+        behind = network(*arguments)
+        # One group is all of the image; an epsilon below the variance of one in the dark.
+        first = layers.GroupNormalization(1, epsilon=1e-4, center=False, scale=False)
+        return keras.Sequential([first, behind], name=behind.name)
+
+    return build
 
 
 def _reference_features(name: str, width: float = 1.0) -> list[layers.Layer]:
@@ -262,7 +277,7 @@ def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
     ]
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[Any, Any, float]] = {
     "compact": (_compact_localization, _compact_body, 0.02),
     "reference": (_reference_localization, _reference_body, 0.0),
     "template": (_compact_localization, _template_body, 0.0),

@@ -65,6 +65,11 @@ class Config(pydantic.BaseModel):
     parameters: int | None = Field(
         None, ge=1, description="Make the classifier so wide that the model has about this many."
     )
+    standardize: bool = Field(
+        False,
+        description="Bring what each network sees to mean 0 and variance 1, image by image: for "
+        "photographs in all sorts of light.",
+    )
     transform: Literal[
         "translation",
         "rotation",

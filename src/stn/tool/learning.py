@@ -63,6 +63,7 @@ def build(
             fill_value=fill if padding == "constant" else 0.0,
             pooling=config.pooling,
             parameters=config.parameters,
+            standardize=config.standardize,
             bounds=config.bounds,
             iterations=config.iterations,
             localization_size=config.localization_size,

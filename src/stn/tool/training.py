@@ -157,7 +157,7 @@ def train(
     progress.say(_plan(config, len(names), train_split, validation_split, run))
 
     # Training.
-    batches = _Batches(config, train_split, distortion)
+    batches = _Batches(config, train_split, distortion, kind)
     for epoch in range(len(state["history"]) + 1, config.epochs + 1):
         if _out_of_patience(config, state):
             break
@@ -262,12 +262,19 @@ def train(
 class _Batches(keras.utils.PyDataset):
     """The training images of an epoch in a fresh order, freshly distorted."""
 
-    def __init__(self, config: Config, split: data.Split, distortion: distortions.Distortion):
+    def __init__(
+        self,
+        config: Config,
+        split: data.Split,
+        distortion: distortions.Distortion,
+        background: str = "dark",
+    ):
         super().__init__()
         self._config, self._split = config, split
         # A distortion draws every image anew already.
         if distortion == distortions.DISTORTIONS["none"] and config.augment:
-            distortion = distortions.augmentation(config.augment)
+            beyond = "zeros" if background == "dark" else "border"
+            distortion = distortions.augmentation(config.augment, beyond)
         self._distortion = distortion
         self.epoch = 1
 

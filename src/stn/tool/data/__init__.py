@@ -104,6 +104,15 @@ SOURCES: dict[str, Source] = {
             origin="the typefaces that come with matplotlib",
         ),
         Source(
+            "signs",
+            "traffic signs in perspective, drawn on the fly; needs no files and no network",
+            classes=39,
+            image_shape=(48, 48, 3),
+            train=9_750,
+            test=2_925,
+            origin="drawn by this project",
+        ),
+        Source(
             "mnist",
             "handwritten digits",
             classes=10,
@@ -158,7 +167,7 @@ def load(
             that are read is in color, else 1.
         mirror: Base URL to download from instead of the official place; the name of the file is
             appended. The environment variable `STN_MIRROR` does the same.
-        seed: Draws the glyphs, and the test images of a source that has no test split.
+        seed: Draws the glyphs and the signs, and the test images of a source without a test split.
 
     Returns:
         The data set; `images` are uint8 `(count, height, width, channels)`, `labels` int32.
@@ -200,6 +209,10 @@ def load(
         from stn.tool.data import glyphs
 
         dataset = glyphs.read(splits=wanted, seed=seed)
+    elif source.name == "signs":
+        from stn.tool.data import signs
+
+        dataset = signs.read(splits=wanted, seed=seed)
     else:
         from stn.tool.data import idx
 
@@ -306,21 +319,21 @@ def _source(name: str) -> Source:
 
 
 def _conform(dataset: Dataset, image_size: int | None, color: str) -> Dataset:
-    """Bring the grey images of a built-in source to another size or number of channels."""
+    """Bring the images of a built-in source to another size or number of channels."""
 
-    def convert(split: Split | None) -> Split | None:
+    def bring(split: Split | None) -> Split | None:
         if split is None:
             return None
-        images = split.images
-        if image_size is not None and images.shape[1:3] != (image_size, image_size):
-            from stn.tool.data.folders import resize
+        height, width, channels = split.images.shape[1:]
+        size = image_size or height, image_size or width
+        wanted = {"auto": channels, "grey": 1, "rgb": 3}[color]
+        if (*size, wanted) == (height, width, channels):
+            return split
+        from stn.tool.data.folders import convert
 
-            resized = np.empty((len(images), image_size, image_size, 1), np.uint8)
-            for i, image in enumerate(images):
-                resized[i] = resize(image, (image_size, image_size))
-            images = resized
-        if color == "rgb":
-            images = np.repeat(images, 3, axis=3)
+        images = np.empty((len(split), *size, wanted), np.uint8)
+        for i, image in enumerate(split.images):
+            images[i] = convert(image, size=size, channels=wanted)
         return Split(images, split.labels)
 
-    return Dataset(dataset.name, dataset.class_names, convert(dataset.train), convert(dataset.test))
+    return Dataset(dataset.name, dataset.class_names, bring(dataset.train), bring(dataset.test))

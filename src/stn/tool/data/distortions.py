@@ -32,6 +32,7 @@ class Distortion:
         canvas: Size of the result as a multiple of the image; in a larger canvas the image is
             placed anywhere it fits.
         distractors: Number of patches of other images scattered over the canvas.
+        padding: What is beyond the image; see `stn.sample`.
     """
 
     angle: float = 0.0
@@ -42,6 +43,7 @@ class Distortion:
     control: float = 0.0
     canvas: float = 1.0
     distractors: int = 0
+    padding: str = "zeros"
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -97,7 +99,8 @@ class Distortion:
             uint8 `(count, *output_size, channels)`.
         """
         size = images.shape[1:3]
-        warp = _compiled_warp(images.shape[1:], self.output_size(size), self.families)
+        output_size = self.output_size(size)
+        warp = _compiled_warp(images.shape[1:], output_size, self.families, self.padding)
         warped = warp(images, self.params(len(images), size, rng))
         return self._scatter(warped, images, rng) if self.distractors else warped
 
@@ -138,12 +141,13 @@ DISTORTIONS: dict[str, Distortion] = {
 (E), translation (T), and translation among clutter (TC)."""
 
 
-def augmentation(strength: float) -> Distortion:
+def augmentation(strength: float, padding: str = "zeros") -> Distortion:
     """Small random affine changes for training.
 
     Args:
         strength: 1 turns up to 10 degrees, scales and shears up to 10 %, shifts up to 5 %; other
             values in proportion.
+        padding: What is beyond the image; see `stn.sample`.
 
     Example:
         >>> augmentation(0.5).angle
@@ -154,6 +158,7 @@ def augmentation(strength: float) -> Distortion:
         scale=(1 - 0.1 * strength, 1 + 0.1 * strength),
         shear=0.1 * strength,
         shift=0.05 * strength,
+        padding=padding,
     )
 
 
@@ -229,7 +234,10 @@ def _homography(corners: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _compiled_warp(
-    shape: tuple[int, int, int], output_size: tuple[int, int], families: tuple[str, ...]
+    shape: tuple[int, int, int],
+    output_size: tuple[int, int],
+    families: tuple[str, ...],
+    padding: str = "zeros",
 ) -> Any:
     """`stn.warp` compiled for images of one shape, on whatever backend Keras runs."""
     import keras
@@ -240,8 +248,14 @@ def _compiled_warp(
 
     class Warp(keras.layers.Layer):
         def call(self, images: Any, params: Any) -> Any:
-            options = {"output_size": output_size, "data_format": "channels_last"}
-            return warp(images, params, family, **options)
+            return warp(
+                images,
+                params,
+                family,
+                output_size=output_size,
+                padding=padding,
+                data_format="channels_last",
+            )
 
     inputs = keras.Input(shape, dtype="uint8"), keras.Input((family.size,), dtype="float32")
     model = keras.Model(inputs, Warp(dtype="float32")(*inputs))

@@ -31,7 +31,8 @@ def read(
 
     If it has `train` or `test` with such sub-folders in them, these are the splits; other folders
     beside them are not read. A split `test` that is missing is drawn from the training images: 20 %
-    of every class, chosen by the seed. Hidden files are skipped.
+    of every class, chosen by the seed. Hidden files are skipped, and tables (`.csv`), which some
+    data sets keep beside the images of a class.
 
     Args:
         path: The folder.
@@ -169,7 +170,9 @@ def _list_images(folder: Path, names: Sequence[str], present: Sequence[str]) -> 
             files = sorted(
                 file
                 for file in (folder / name).iterdir()
-                if not file.name.startswith(".") and file.name.lower() != "thumbs.db"
+                if not file.name.startswith(".")
+                and file.name.lower() != "thumbs.db"
+                and file.suffix.lower() != ".csv"
             )
         except OSError as error:
             raise UserError(
