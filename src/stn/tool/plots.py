@@ -175,7 +175,7 @@ def watch_bytes(history: list[dict[str, Any]], *, narrow: bool = False) -> bytes
     panels = [
         (
             "Points outside the image",
-            {"out_of_frame": "points", "saturated": "images at their bounds"},
+            {"out_of_frame": "points"},
             [(alarms.OUT_OF_FRAME, None)],
             percent,
             False,
@@ -201,13 +201,21 @@ def watch_bytes(history: list[dict[str, Any]], *, narrow: bool = False) -> bytes
             plain,
             True,
         ),
+        (
+            "Images at their bounds",
+            {"saturated": "images"},
+            [(alarms.SATURATED, None)],
+            percent,
+            False,
+        ),
     ]
     measured = {key for record in history for key, value in record.items() if is_number(value)}
     panels = [panel for panel in panels if measured & panel[1].keys()]
     if not panels:
         return None
-    figure = Figure(figsize=(4.2, 3 * len(panels)) if narrow else (9, 5.6), dpi=200)
-    axes = figure.subplots(len(panels), 1) if narrow else figure.subplots(2, 2)
+    rows = len(panels) if narrow else math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(4.2 if narrow else 9, (3 if narrow else 2.8) * rows), dpi=200)
+    axes = figure.subplots(rows, 1 if narrow else 2, squeeze=False)
     for axis in np.ravel(axes)[len(panels) :]:
         axis.set_visible(False)
     for axis, (title, lines, limits, form, powers) in zip(np.ravel(axes), panels, strict=False):
@@ -220,14 +228,16 @@ def watch_bytes(history: list[dict[str, Any]], *, narrow: bool = False) -> bytes
                 color = LINES[i]
                 axis.plot(*zip(*found, strict=True), color=color, marker="o", ms=3, label=label)
                 shown += [value for _, value in found]
-        if powers and shown:
+        near = any(below is not None and shown and min(shown) < 10 * below for _, below in limits)
+        powers = powers and bool(shown) and (near or max(shown) > 10 * min(shown))
+        if powers:
             axis.set_yscale("log")
             axis.yaxis.set_minor_formatter(NullFormatter())
         elif shown:
             axis.set_ylim(bottom=0)
         # What is far from an alarm need not show where that would be.
         low, high = axis.get_ylim()
-        low, high = (low / 1.6, high * 1.6) if powers else (low, max(1.15 * high, 1e-3))
+        low, high = (low / 1.6, high * 1.6) if powers else (low, max(1.15 * high, 1e-6))
         for above, below in limits:
             if above is not None and high > 0.6 * above:
                 high = max(high, 1.3 * above)
@@ -240,7 +250,7 @@ def watch_bytes(history: list[dict[str, Any]], *, narrow: bool = False) -> bytes
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(axis="y", color="#e6e9ed", lw=0.8)
         axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.tick_params(length=0, labelsize=9, labelcolor="#3c434d")
+        axis.tick_params(which="both", length=0, labelsize=9, labelcolor="#3c434d")
         axis.set_xlabel("epoch", fontsize=9, color="#5c6470")
         if len(axis.lines) > 1:
             axis.legend(frameon=False, fontsize=9, handlelength=1.4)
