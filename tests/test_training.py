@@ -207,7 +207,13 @@ def test_epochs_are_drawn_anew_from_the_seed(shapes_config):
     for found, labels in plain:
         np.testing.assert_array_equal(found, images[labels])
 
-    for options in ({"augment": 0.0}, {"augment": 1.0}, {"distort": "R"}):
+    # The last epochs show augmented images as they are, but distorted ones distorted.
+    last = {"augment": 1.0, "elastic": 1.0, "epochs": 4, "sharp_epochs": 2}
+    for epoch, distort, sharp in ((2, "none", False), (3, "none", True), (4, "R", False)):
+        for found, labels in batches(epoch, distort, **last):
+            assert (found == images[labels]).all() == sharp
+
+    for options in ({"augment": 0.0}, {"augment": 1.0}, {"elastic": 1.0}, {"distort": "R"}):
         first, again = batches(1, **options), batches(1, **options)
         others = batches(2, **options), batches(1, seed=8, **options)
         for one, two in zip(first, again, strict=True):

@@ -35,12 +35,13 @@ def classifier(
     output is `(images, params, grid)`.
 
     Args:
-        architecture: `"compact"`, the best accuracy for its speed; or `"reference"`, the network
-            of the tutorials: three 3x3 convolutions (64, 128, 256) in the localization network
-            and again in the classifier; or `"template"`, one template for each class behind the
-            transformer, which has to align the images by itself: less accurate, but it congeals;
-            or `"cnn"` and `"fcn"`, convolutional and fully connected, localization network and
-            classifier alike, to compare at equal `parameters` as Jaderberg et al. (2015) do.
+        architecture: `"compact"`, the best accuracy for its speed; `"large"`, more accurate, at a
+            third of the speed; `"reference"`, the network of the tutorials, three 3x3
+            convolutions (64, 128, 256) in the localization network and again in the classifier;
+            `"template"`, one template for each class behind the transformer, which has to align
+            the images by itself: less accurate, but it congeals; or `"cnn"` and `"fcn"`,
+            convolutional and fully connected, localization network and classifier alike, to
+            compare at equal `parameters` as Jaderberg et al. (2015) do.
         input_shape: `(height, width, channels)` of the images.
         num_classes: The number of classes, at least 2.
         transform: A family of transformations or its name (`stn.TRANSFORMS`); `"none"` leaves the
@@ -216,6 +217,23 @@ def _compact_body(width: float) -> keras.Sequential:
     )
 
 
+def _large_body(width: float) -> keras.Sequential:
+    return keras.Sequential(
+        [
+            *_convolution(_units(48, width), 5, 2),
+            *_convolution(_units(64, width), 3, 1),
+            *_convolution(_units(128, width), 3, 2),
+            *_convolution(_units(128, width), 3, 1),
+            *_convolution(_units(256, width), 3, 2),
+            layers.Flatten(),
+            layers.Dropout(0.4),
+            layers.Dense(_units(256, width), activation="relu"),
+            layers.Dropout(0.4),
+        ],
+        name="body",
+    )
+
+
 def _cnn_body(width: float) -> keras.Sequential:
     return keras.Sequential(
         [
@@ -279,6 +297,7 @@ def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
 
 ARCHITECTURES: dict[str, tuple[Any, Any, float]] = {
     "compact": (_compact_localization, _compact_body, 0.02),
+    "large": (_compact_localization, _large_body, 0.02),
     "reference": (_reference_localization, _reference_body, 0.0),
     "template": (_compact_localization, _template_body, 0.0),
     "cnn": (_compact_localization, _cnn_body, 0.02),

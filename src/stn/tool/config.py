@@ -55,11 +55,17 @@ class Config(pydantic.BaseModel):
     augment: float = Field(
         0.5, ge=0, le=4, description="Strength of small random affine changes in training; 0: none."
     )
+    elastic: float = Field(
+        0.0, ge=0, le=4, description="Strength of small random bends in training; 1: those of E."
+    )
+    sharp_epochs: int = Field(
+        0, ge=0, description="Last epochs, in which training images are left as they are."
+    )
     validation: float = Field(
         0.1, gt=0, lt=1, description="Share of the training images held out for validation."
     )
 
-    model: Literal["compact", "reference", "template", "cnn", "fcn"] = Field(
+    model: Literal["compact", "large", "reference", "template", "cnn", "fcn"] = Field(
         "compact", description="Architecture."
     )
     parameters: int | None = Field(

@@ -271,11 +271,11 @@ class _Batches(keras.utils.PyDataset):
     ):
         super().__init__()
         self._config, self._split = config, split
+        self._augmented = self._plain = distortion
         # A distortion draws every image anew already.
-        if distortion == distortions.DISTORTIONS["none"] and config.augment:
+        if distortion == distortions.DISTORTIONS["none"] and (config.augment or config.elastic):
             beyond = "zeros" if background == "dark" else "border"
-            distortion = distortions.augmentation(config.augment, beyond)
-        self._distortion = distortion
+            self._augmented = distortions.augmentation(config.augment, config.elastic, beyond)
         self.epoch = 1
 
     @property
@@ -287,6 +287,9 @@ class _Batches(keras.utils.PyDataset):
         self._epoch = epoch
         rng = np.random.default_rng((self._config.seed, _TRAINING, epoch))
         self._order = rng.permutation(len(self._split))
+        # What augmentation blurs and bends is gone for good: at the end they are seen as they are.
+        sharp = epoch > self._config.epochs - self._config.sharp_epochs
+        self._distortion = self._plain if sharp else self._augmented
 
     def __len__(self) -> int:
         return len(self._split) // self._config.batch_size

@@ -141,12 +141,14 @@ DISTORTIONS: dict[str, Distortion] = {
 (E), translation (T), and translation among clutter (TC)."""
 
 
-def augmentation(strength: float, padding: str = "zeros") -> Distortion:
-    """Small random affine changes for training.
+def augmentation(strength: float, elastic: float = 0.0, padding: str = "zeros") -> Distortion:
+    """Small random changes for training.
 
     Args:
         strength: 1 turns up to 10 degrees, scales and shears up to 10 %, shifts up to 5 %; other
             values in proportion.
+        elastic: 1 bends as the distortion E does: 16 points of a grid are moved by 1.5 pixels of 28
+            in the standard deviation; other values in proportion.
         padding: What is beyond the image; see `stn.sample`.
 
     Example:
@@ -158,6 +160,7 @@ def augmentation(strength: float, padding: str = "zeros") -> Distortion:
         scale=(1 - 0.1 * strength, 1 + 0.1 * strength),
         shear=0.1 * strength,
         shift=0.05 * strength,
+        control=1.5 / 28 * elastic,
         padding=padding,
     )
 
