@@ -236,6 +236,21 @@ def test_validation_images_are_stratified_and_not_trained_on(shapes, shapes_conf
         assert np.bincount(held.labels).tolist() == [4] * 4
 
 
+def test_fewer_images_are_a_part_chosen_by_the_seed(shapes_config):
+    from stn.tool import training
+
+    whole = data.Split(np.arange(40)[:, None], np.arange(40, dtype="int32"))
+    some, others = (
+        training._fewer(whole, shapes_config.replace(train_images=15, seed=seed)) for seed in (1, 2)
+    )
+    assert len(some) == len(set(some.labels.tolist())) == 15
+    np.testing.assert_array_equal(some.images[:, 0], some.labels)
+    assert some.labels.tolist() != others.labels.tolist()
+    assert training._fewer(whole, shapes_config) is whole
+    with pytest.raises(UserError, match=r"at most 40, .* Received: train_images=41"):
+        training._fewer(whole, shapes_config.replace(train_images=41))
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_loss_is_the_smoothed_cross_entropy(smoothing, shapes_config):
     import keras

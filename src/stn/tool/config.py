@@ -61,6 +61,9 @@ class Config(pydantic.BaseModel):
     sharp_epochs: int = Field(
         0, ge=0, description="Last epochs, in which training images are left as they are."
     )
+    train_images: int | None = Field(
+        None, ge=1, description="Learn from this many training images only, chosen by the seed."
+    )
     validation: float = Field(
         0.1, gt=0, lt=1, description="Share of the training images held out for validation."
     )

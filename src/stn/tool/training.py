@@ -99,6 +99,7 @@ def train(
     # Data. The test images are loaded at the end, when everything has been decided.
     with progress.step(f"Reading {config.data}"):
         names, whole = load_split(config, "train")
+        whole = _fewer(whole, config)
         shape = whole.images.shape[1:]
         train_split, validation_split = data.carve(whole, config.validation, seed=config.seed)
         del whole  # half of the memory of a large data set
@@ -334,6 +335,18 @@ def _diverged(epoch: int, step: int, config: Config, run: runs.Run) -> str:
         f"The loss became NaN or infinite in epoch {epoch}, step {step}. {kept}. "
         f"Train again with a smaller --learning-rate than {config.learning_rate:g}"
     )
+
+
+def _fewer(whole: data.Split, config: Config) -> data.Split:
+    if config.train_images is None:
+        return whole
+    if config.train_images > len(whole):
+        raise UserError(
+            f"Expected train_images to be at most {len(whole)}, the training images of "
+            f"{config.data}. Received: train_images={config.train_images}"
+        )
+    order = np.random.default_rng((config.seed, _TRAINING)).permutation(len(whole))
+    return whole.take(np.sort(order[: config.train_images]))
 
 
 def _load_test(config: Config, shape: tuple[int, ...], run: runs.Run) -> data.Split:
