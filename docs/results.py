@@ -10,6 +10,8 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from stn.tool import reproduction, runs
 
 FOLDER = Path(__file__).parent
@@ -80,7 +82,60 @@ def _runs(made):
             f"| {group[0]['parameters']:,} | {group[0]['epochs']} "
             f"| {statistics.mean(one['seconds'] for one in group):.0f} s |"
         )
-    return [*lines, "", _where(made)]
+    return [*lines, *_curve(made), "", _where(made)]
+
+
+FULL = 697_932
+"""Training images of the official EMNIST ByClass."""
+
+
+def extrapolate(counts, errors, tests, full=FULL, draws=4000):
+    """The error at more images, by the law `a + b n^-c`, as median and 90 % interval.
+
+    Each point is drawn anew from what chance does to a test set of its size; the law is fitted to
+    every draw, with c between 0.2 and 1, as learning curves have it, and a and b at least 0.
+    """
+    rng = np.random.default_rng(0)
+    share = np.asarray(errors) / 100
+    spread = np.sqrt(share * (1 - share) / np.asarray(tests))
+    drawn = rng.normal(share, spread, (draws, len(share)))
+    best, found = np.full(draws, np.inf), np.empty(draws)
+    for power in np.linspace(0.2, 1, 33):
+        basis = np.asarray(counts, "float64") ** -power
+        b, a = np.polyfit(basis, drawn.T, 1)
+        flat = b < 0
+        b, a = np.where(flat, 0, b), np.where(flat, drawn.mean(1), a)
+        slope = (drawn @ basis) / (basis @ basis)  # through a floor of 0
+        b, a = np.where(a < 0, slope, b), np.where(a < 0, 0, a)
+        left = np.square(a[:, None] + b[:, None] * basis - drawn).sum(1)
+        better = left < best
+        found[better] = (a + b * full**-power)[better]
+        best[better] = left[better]
+    return [float(100 * value) for value in np.quantile(found, [0.5, 0.05, 0.95])]
+
+
+def _curve(made):
+    """A learning curve, if the record holds one: runs that differ in how many images they had."""
+    sizes = {}
+    for one in made:
+        if "--transform none" not in one["command"]:
+            sizes.setdefault(one["train"], []).append(one)
+    if len(sizes) < 3:
+        return []
+    counts = sorted(sizes)
+    errors = [statistics.mean(one["error"] for one in sizes[count]) for count in counts]
+    tests = [sum(one["test"] for one in sizes[count]) for count in counts]
+    middle, low, high = extrapolate(counts, errors, tests)
+    lines = ["", "| training images | test error |", "|---|---|"]
+    lines += [f"| {n:,} | {error:.2f} % |" for n, error in zip(counts, errors, strict=True)]
+    lines += [
+        "",
+        f"With all {FULL:,} official training images, a law a + b n^-c through these points has "
+        f"{middle:.1f} % (90 % interval {low:.1f} to {high:.1f} %, of what chance does to the test "
+        "images; whether the law holds so far out, and that the official test images are others, "
+        "is not in it).",
+    ]
+    return lines
 
 
 def _without_seed(command):

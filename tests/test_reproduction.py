@@ -166,3 +166,16 @@ def test_runs_become_a_record_and_a_table(page, made, tmp_path, monkeypatch):
     assert f"| {mean:.2f} ± " in text
     assert "| 1, 2 |" in text
     assert "(2.1)" in text
+
+
+def test_a_learning_curve_is_extrapolated_with_its_uncertainty(page):
+    def law(count):
+        return 12 + 3_000 * count**-0.6
+
+    counts = [10_000, 20_000, 40_000, 80_000]
+    middle, low, high = page.extrapolate(counts, [law(n) for n in counts], [10**9] * 4)
+    assert middle == pytest.approx(law(page.FULL), abs=0.02)
+    assert high - low < 0.1
+    middle, low, high = page.extrapolate(counts, [law(n) for n in counts], [16_000] * 4)
+    assert low < law(page.FULL) < high
+    assert 0.5 < high - low < 5

@@ -153,7 +153,8 @@ def collect(out: str | os.PathLike[str]) -> dict[str, Any]:
         `title`, and `cells`: of every cell of the table `cell`, `row`, `distort`, `paper` (its
         error in percent), `error` (ours, the mean of its runs; None without any), `spread` (the
         standard deviation over them; None of fewer than two) and `runs`, each with `seed`,
-        `error`, `parameters`, `epochs`, `seconds` of training, `command`, and where it ran.
+        `error`, the numbers of `train` and `test` images, `parameters`, `epochs`, `seconds` of
+        training, `command`, and where it ran.
     """
     found = []
     for cell in TABLE1:
@@ -223,6 +224,8 @@ def result(run: runs.Run) -> dict[str, Any]:
     return {
         "seed": run.config.seed,
         "error": round(100 * (1 - metrics["test"]["accuracy"]), 3),
+        "train": metrics["train"]["count"],
+        "test": metrics["test"]["count"],
         "parameters": metrics["parameters"],
         "epochs": metrics["epochs"],
         "seconds": round(metrics["train_seconds"]),
