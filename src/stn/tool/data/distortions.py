@@ -201,7 +201,7 @@ def warp_images(images: np.ndarray, params: np.ndarray, output_size: tuple[int, 
     Returns:
         uint8 `(count, *output_size, channels)`.
     """
-    return _compiled_warp(images.shape[1:], output_size, ("affine",))(images, params)
+    return _compiled_warp(images.shape[1:], output_size, ("affine",), "zeros")(images, params)
 
 
 _CORNERS = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
@@ -240,7 +240,7 @@ def _compiled_warp(
     shape: tuple[int, int, int],
     output_size: tuple[int, int],
     families: tuple[str, ...],
-    padding: str = "zeros",
+    padding: str,
 ) -> Any:
     """`stn.warp` compiled for images of one shape, on whatever backend Keras runs."""
     import keras
