@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from stn.tool import runs
 from stn.tool.config import Config, UserError
+from stn.tool.data import default_distortion
 from stn.tool.progress import Progress
 
 TITLE = "Test error in % on distorted MNIST, ours and that of Jaderberg et al. 2015, table 1"
@@ -220,15 +222,20 @@ def _train(config: Config, folder: Path, number: str, progress: Progress) -> Non
 
 def result(run: runs.Run) -> dict[str, Any]:
     """What a finished run came to, and how it is made again; see `collect`."""
-    metrics, where = run.metrics, run.environment
+    metrics, where, config = run.metrics, run.environment, run.config
+    # What the tool filled in by itself is not part of the command, nor where files lie here.
+    filled = {"backend": None, "data_dir": None}
+    usual = Config(recipe=config.recipe, data=config.data)
+    if usual.distort is None and config.distort == default_distortion(config.data):
+        filled["distort"] = None
     return {
-        "seed": run.config.seed,
+        "seed": config.seed,
         "error": round(100 * (1 - metrics["test"]["accuracy"]), 3),
         "train": metrics["train"]["count"],
         "test": metrics["test"]["count"],
         "parameters": metrics["parameters"],
         "epochs": metrics["epochs"],
         "seconds": round(metrics["train_seconds"]),
-        "command": " ".join(run.config.replace(data_dir=None).to_command()),
+        "command": shlex.join(config.replace(**filled).to_command()),
         **{key: where.get(key) for key in ("started", "revision", "backend", "cpu", "cores")},
     }
