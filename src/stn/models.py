@@ -13,7 +13,7 @@ from stn import transforms
 from stn.layers import SpatialTransformer
 
 TRANSFORMER = "stn"
-"""The name of the transformer layer in every classifier; its output is (images, params, grid)."""
+"""The name of the transformer layer in every classifier; see `looks` for what it gives."""
 
 
 def classifier(
@@ -26,6 +26,7 @@ def classifier(
     pooling: int = 1,
     standardize: bool = False,
     parameters: int | None = None,
+    heads: int = 1,
     **options: Any,
 ) -> keras.Model:
     """Build an image classifier that straightens its input first. It is not compiled.
@@ -56,6 +57,8 @@ def classifier(
             reasons of their own. What the transformer passes on keeps its brightness.
         parameters: About how many parameters the whole model may have: the classifier is made as
             wide as that allows. None: as wide as it usually is.
+        heads: How many transformations of one image there are; the classifier sees what each of
+            them gives, as so many more channels.
         **options: Further keywords of `stn.SpatialTransformer`: `sampler`, `padding`, `bounds` and
             so on. `identity_penalty` is that of the architecture unless it is among them.
 
@@ -100,12 +103,17 @@ def classifier(
             output_size=tuple(pooling * n for n in size) if pooling > 1 else output_size,
             data_format="channels_last",
             return_params=True,
+            heads=heads,
             name=TRANSFORMER,
             **{**options, "identity_penalty": identity_penalty},
         )
     try:
         if transformer is not None:
-            x, _, _ = transformer(x)
+            seen = transformer(x)
+            if heads == 1:
+                x, _, _ = seen
+            else:
+                x = layers.Concatenate(name="heads")([straight for straight, _, _ in seen])
             if pooling > 1:
                 x = layers.AveragePooling2D(pooling, name="pooling")(x)
         width = 1.0
@@ -139,6 +147,17 @@ def _width(body: Any, shape: Any, num_classes: int, parameters: int) -> float:
             f"{'can only be as it is' if square < 1e-6 else 'would vanish'}"
         )
     return float((-line + (line**2 - 4 * square * (rest - parameters)) ** 0.5) / (2 * square))
+
+
+def looks(model: keras.Model) -> list[tuple[Any, Any, Any]]:
+    """What each head of the transformer in a classifier gives: `(images, params, grid)`.
+
+    Example:
+        >>> len(looks(classifier(heads=2)))
+        2
+    """
+    flat = model.get_layer(TRANSFORMER).output
+    return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
 
 
 def transform_name(transform: Any) -> str:

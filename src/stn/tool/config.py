@@ -40,6 +40,10 @@ class Config(pydantic.BaseModel):
     )
 
     recipe: str = Field("default", description="Recipe the values start from; see `stn recipes`.")
+    task: Literal["classification", "addition"] = Field(
+        "classification",
+        description="What is learned: the class of an image, or the sum of two digits.",
+    )
 
     data: str = Field("glyphs", description="Data set; see `stn data list`.")
     data_dir: str | None = Field(None, description="Folder that holds the files of the data set.")
@@ -95,6 +99,7 @@ class Config(pydantic.BaseModel):
     ] = Field(
         "affine", description="Family of transformations; none: the control without transformer."
     )
+    heads: int = Field(1, ge=1, description="Transformations side by side, each of its own.")
     output_size: int | None = Field(
         None, ge=1, description="Size of the straightened image; the undistorted size if unset."
     )

@@ -93,6 +93,8 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         "control": _beside(comparison.summarize(run), beside),
         "differences": beside["differences"] if beside else [],
         "transformed": _transform(config) is not None,
+        "heads": config.get("heads", 1),
+        "pairs_shown": config.get("task") == "addition",
         "film": film,
         "film_note": film_note,
         "shots": _shots(run.frames()),
@@ -190,7 +192,10 @@ def _sentence(config: dict[str, Any], metrics: dict[str, Any], names: list[str])
     images = f"{count:,} images" if plots.is_number(count) else "images"
     text = f"The {model} model {layer} spatial transformer learned from {images}"
     text += f" of the {pages.plain(config.get('data', '?'))} data"
-    text += f" to tell {len(names)} classes apart" if names else ""
+    if config.get("task") == "addition":
+        text += " to add two digits, each in an image of its own"
+    elif names:
+        text += f" to tell {len(names)} classes apart"
     distort = config.get("distort")
     if distort not in (None, "", "none"):
         how = _DISTORTIONS.get(str(distort), f"distorted ({pages.plain(distort)})")

@@ -7,6 +7,7 @@ uninterrupted one would be.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -38,11 +39,13 @@ from stn.tool import (
 )
 from stn.tool.board import Board
 from stn.tool.config import Config, UserError
-from stn.tool.data import distortions
+from stn.tool.data import addition, distortions
 from stn.tool.evaluation import (
+    TEST,
     background_of,
     distorted_test,
     distortion_of,
+    for_task,
     load_split,
     predict_probabilities,
     score,
@@ -103,10 +106,14 @@ def train(
         shape = whole.images.shape[1:]
         train_split, validation_split = data.carve(whole, config.validation, seed=config.seed)
         del whole  # half of the memory of a large data set
+        names, validation_split = for_task(config, names, validation_split, _VALIDATION)
         distortion = distortion_of(config)
-        input_shape = (*distortion.output_size(shape[:2]), shape[-1])
+        channels = validation_split.images.shape[-1]
+        input_shape = (*distortion.output_size(shape[:2]), channels)
         _check_data(config, names, train_split, validation_split)
         background, kind = background_of(train_split.images)
+        if background is not None:
+            background = np.tile(background, channels // shape[-1])
         validation_images = distortions.distort_all(
             validation_split.images, distortion, (config.seed, _VALIDATION)
         )
@@ -210,7 +217,7 @@ def train(
     model.set_weights(best)
     _save_model(run, model)
     with progress.step("Testing the best model, drawing the report"):
-        test = _load_test(config, shape, run)
+        _, test = for_task(config, *_load_test(config, shape, run), TEST)
         test_images = distorted_test(config, test)
         probabilities = predict_probabilities(model, test_images)
         results = score(probabilities, test.labels, names)
@@ -219,10 +226,11 @@ def train(
         straightened, turned = {}, None
         if config.transform != "none":
             seen = alignment.survey(model, test_images, test.labels, len(names))
-            straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
-            with runs.atomic(run.averages_file) as temporary:
-                averages = seen["inputs"].means(), seen["outputs"].means()
-                pictures.draw_averages(*averages, names).save(temporary)
+            if config.task == "classification":  # images of the same sum are not alike
+                straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
+                with runs.atomic(run.averages_file) as temporary:
+                    averages = seen["inputs"].means(), seen["outputs"].means()
+                    pictures.draw_averages(*averages, names).save(temporary)
             plots.draw_theta(seen["quantities"], run.theta_file)
             turned = sweeps.turns_left_over(model, config, test.images)
         best_record = state["history"][state["best_epoch"] - 1]
@@ -274,9 +282,10 @@ class _Batches(keras.utils.PyDataset):
         self._config, self._split = config, split
         self._augmented = self._plain = distortion
         # A distortion draws every image anew already.
-        if distortion == distortions.DISTORTIONS["none"] and (config.augment or config.elastic):
+        if distortion.idle and (config.augment or config.elastic):
             beyond = "zeros" if background == "dark" else "border"
-            self._augmented = distortions.augmentation(config.augment, config.elastic, beyond)
+            small = distortions.augmentation(config.augment, config.elastic, beyond)
+            self._augmented = dataclasses.replace(small, apart=distortion.apart)
         self.epoch = 1
 
     @property
@@ -291,18 +300,23 @@ class _Batches(keras.utils.PyDataset):
         # What augmentation blurs and bends is gone for good: at the end they are seen as they are.
         sharp = epoch > self._config.epochs - self._config.sharp_epochs
         self._distortion = self._plain if sharp else self._augmented
+        if self._config.task == "addition":
+            self._others = rng.permutation(len(self._split))
 
     def __len__(self) -> int:
         return len(self._split) // self._config.batch_size
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         size = self._config.batch_size
-        chosen = self._order[index * size : (index + 1) * size]
-        images, labels = self._split.images[chosen], self._split.labels[chosen]
-        if self._distortion != distortions.DISTORTIONS["none"]:
+        part = slice(index * size, (index + 1) * size)
+        chosen = self._split.take(self._order[part])
+        if self._config.task == "addition":
+            chosen = addition.pair(chosen, self._split.take(self._others[part]))
+        images = chosen.images
+        if not self._distortion.idle:
             rng = np.random.default_rng((self._config.seed, _TRAINING, self._epoch, index))
             images = self._distortion(images, rng)
-        return images, labels
+        return images, chosen.labels
 
 
 class _Watcher(keras.callbacks.Callback):
@@ -349,9 +363,11 @@ def _fewer(whole: data.Split, config: Config) -> data.Split:
     return whole.take(np.sort(order[: config.train_images]))
 
 
-def _load_test(config: Config, shape: tuple[int, ...], run: runs.Run) -> data.Split:
+def _load_test(
+    config: Config, shape: tuple[int, ...], run: runs.Run
+) -> tuple[tuple[str, ...], data.Split]:
     try:
-        _, test = load_split(config, "test", channels=shape[-1])
+        names, test = load_split(config, "test", channels=shape[-1])
         if test.images.shape[1:] != shape:
             raise UserError(
                 f"Expected test images of the shape of the training images, {shape}. "
@@ -362,7 +378,7 @@ def _load_test(config: Config, shape: tuple[int, ...], run: runs.Run) -> data.Sp
             f"{error}. Training is done and kept; when this is mended, go on with: "
             f"stn train --resume {run.path}"
         ) from error
-    return test
+    return names, test
 
 
 def resolve(config: Config) -> Config:

@@ -6,6 +6,7 @@ canvases and shifts grow in proportion for other sizes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Distortion:
             placed anywhere it fits.
         distractors: Number of patches of other images scattered over the canvas.
         padding: What is beyond the image; see `stn.sample`.
+        apart: Whether each channel is an image of its own, and drawn by itself.
     """
 
     angle: float = 0.0
@@ -44,6 +46,12 @@ class Distortion:
     canvas: float = 1.0
     distractors: int = 0
     padding: str = "zeros"
+    apart: bool = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether images stay as they are."""
+        return dataclasses.replace(self, apart=False) == Distortion()
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -98,6 +106,9 @@ class Distortion:
         Returns:
             uint8 `(count, *output_size, channels)`.
         """
+        if self.apart and images.shape[-1] > 1:
+            channels = np.split(images, images.shape[-1], axis=-1)
+            return np.concatenate([self(one, rng) for one in channels], axis=-1)
         size = images.shape[1:3]
         output_size = self.output_size(size)
         warp = _compiled_warp(images.shape[1:], output_size, self.families, self.padding)
@@ -179,7 +190,7 @@ def distort_all(
     Returns:
         uint8 `(count, *output_size, channels)`.
     """
-    if distortion == DISTORTIONS["none"]:
+    if distortion.idle:
         return images
     rng = np.random.default_rng(seed)
     size = distortion.output_size(images.shape[1:3])
