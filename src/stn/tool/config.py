@@ -40,9 +40,10 @@ class Config(pydantic.BaseModel):
     )
 
     recipe: str = Field("default", description="Recipe the values start from; see `stn recipes`.")
-    task: Literal["classification", "addition"] = Field(
+    task: Literal["classification", "addition", "colocalization"] = Field(
         "classification",
-        description="What is learned: the class of an image, or the sum of two digits.",
+        description="What is learned: the class of an image, the sum of two digits, or where the "
+        "object is that some images have in common.",
     )
 
     data: str = Field("glyphs", description="Data set; see `stn data list`.")
@@ -55,6 +56,9 @@ class Config(pydantic.BaseModel):
     distort: Literal["none", "R", "RTS", "P", "E", "T", "TC"] | None = Field(
         None,
         description="Distortion, after Jaderberg et al. 2015; the usual one of the data if unset.",
+    )
+    object_class: str | None = Field(
+        None, description="Class of the object to be found, for task colocalization."
     )
     augment: float = Field(
         0.5, ge=0, le=4, description="Strength of small random affine changes in training; 0: none."

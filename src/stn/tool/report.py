@@ -94,7 +94,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         "differences": beside["differences"] if beside else [],
         "transformed": _transform(config) is not None,
         "heads": config.get("heads", 1),
-        "pairs_shown": config.get("task") == "addition",
+        "task": config.get("task"),
         "film": film,
         "film_note": film_note,
         "shots": _shots(run.frames()),
@@ -192,6 +192,8 @@ def _sentence(config: dict[str, Any], metrics: dict[str, Any], names: list[str])
     images = f"{count:,} images" if plots.is_number(count) else "images"
     text = f"The {model} model {layer} spatial transformer learned from {images}"
     text += f" of the {pages.plain(config.get('data', '?'))} data"
+    if config.get("task") == "colocalization":
+        return _colocalization_sentence(config)
     if config.get("task") == "addition":
         text += " to add two digits, each in an image of its own"
     elif names:
@@ -201,6 +203,15 @@ def _sentence(config: dict[str, Any], metrics: dict[str, Any], names: list[str])
         how = _DISTORTIONS.get(str(distort), f"distorted ({pages.plain(distort)})")
         text += f"; the images are {how}"
     return text + "."
+
+
+def _colocalization_sentence(config: dict[str, Any]) -> str:
+    clutter = " among patches of other images" if config.get("distort") == "TC" else ""
+    return (
+        f"A window learned to find what {config.get('batch_size')} canvases of the "
+        f"{pages.plain(config.get('data', '?'))} data have in common, without labels or boxes: "
+        f"the class {pages.plain(config.get('object_class'))}, placed at random{clutter}."
+    )
 
 
 def _notice(config: dict[str, Any], history: list[dict[str, Any]], metrics: dict[str, Any]) -> str:
@@ -226,9 +237,16 @@ def _headline(
     def add(label: str, value: str, note: str = "") -> None:
         numbers.append({"label": label, "value": value, "note": note})
 
+    if config.get("task") == "colocalization":
+        last = metrics or (history[-1] if history else {})
+        count = last.get("count", config.get("batch_size"))
+        add("Found", pages.percent(last.get("accuracy")), f"of {count} canvases, overlap above 0.5")
+        overlap = last.get("mean_iou")
+        value = f"{overlap:.2f}" if plots.is_number(overlap) else "—"
+        add("Mean overlap", value, "intersection over union")
     best = next((r for r in history if best_epoch and r.get("epoch") == best_epoch), {})
     validated = validation.get("accuracy", best.get("val_accuracy"))
-    if metrics:
+    if metrics and config.get("task") != "colocalization":
         accuracy, count = test.get("accuracy"), test.get("count")
         note = ""
         if plots.is_number(accuracy) and plots.is_number(count):

@@ -94,9 +94,9 @@ def train(
     run = runs.Run(out)
     config = resolve(config)
     if resume:
-        _check_resumable(run, config)
+        check_resumable(run, config)
     else:
-        _check_free(run, overwrite)
+        check_free(run, overwrite)
     board = Board(run, wanted=config.tensorboard)
 
     # Data. The test images are loaded at the end, when everything has been decided.
@@ -133,13 +133,13 @@ def train(
     )
     monitor = Monitor(run, config, model, validation_images, validation_split.labels, names)
     lookout = alarms.Lookout(model, config, validation_images, validation_split.labels)
-    summary = _summary(model)
+    summary = summarize(model)
     if resume:
         run.clear_unfinished()
     else:
-        _create(run, config, overwrite)
+        create(run, config, overwrite)
     if run.checkpoint_file.exists():
-        state = _restore(run, model)
+        state = restore(run, model)
         best = state.pop("best")
         runs.write_json(run.history_file, state["history"])  # may be an epoch behind
     else:
@@ -160,7 +160,7 @@ def train(
         )
         monitor.draw(0)
         board.add(0, {}, run.frame_file(0))
-        _save(run, model, state, best)
+        save(run, model, state, best)
     progress.say(summary)
     progress.say(_plan(config, len(names), train_split, validation_split, run))
 
@@ -173,7 +173,7 @@ def train(
         batches.epoch = epoch
         rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
         with progress.epoch(epoch, config.epochs, steps) as bar:
-            watcher = _Watcher(bar, epoch, config, run)
+            watcher = Watcher(bar, epoch, config, run)
             logs = model.fit(
                 batches, epochs=1, shuffle=False, verbose=0, callbacks=[watcher]
             ).history
@@ -201,11 +201,11 @@ def train(
         if record["val_loss"] < state["best_loss"]:
             state |= {"best_loss": record["val_loss"], "best_epoch": epoch}
             best = model.get_weights()
-            _save_model(run, model)
+            save_model(run, model)
         state["seconds"] += time.perf_counter() - started
         monitor.draw(epoch)
         board.add(epoch, record, run.frame_file(epoch))
-        _save(run, model, state, best)
+        save(run, model, state, best)
         runs.write_json(run.history_file, state["history"])
         progress.epoch_done(record, best=state["best_epoch"] == epoch)
         for alarm in alarms.new(state["history"], config):
@@ -215,7 +215,7 @@ def train(
 
     # The best weights, tested once.
     model.set_weights(best)
-    _save_model(run, model)
+    save_model(run, model)
     with progress.step("Testing the best model, drawing the report"):
         _, test = for_task(config, *_load_test(config, shape, run), TEST)
         test_images = distorted_test(config, test)
@@ -319,7 +319,7 @@ class _Batches(keras.utils.PyDataset):
         return images, chosen.labels
 
 
-class _Watcher(keras.callbacks.Callback):
+class Watcher(keras.callbacks.Callback):
     """Seeds an epoch, shows progress, and stops at a loss that is not a number."""
 
     def __init__(self, bar: Any, epoch: int, config: Config, run: runs.Run):
@@ -327,16 +327,18 @@ class _Watcher(keras.callbacks.Callback):
         self._bar, self._epoch, self._config, self._run = bar, epoch, config, run
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Seed what has a random state of its own."""
         # PyTorch draws dropout from a state of its own, which no variable of the model holds. Not
         # before `fit`: building the metrics draws from it too, in the first epoch of a process.
         seeds = np.random.SeedSequence((self._config.seed, _TRAINING, self._epoch))
         keras.utils.set_random_seed(int(seeds.generate_state(1)[0]))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Show the step, and look at its loss."""
         loss = float(logs["loss"])
         if not math.isfinite(loss):
             raise TrainingError(_diverged(self._epoch, batch + 1, self._config, self._run))
-        self._bar.update(batch + 1, loss, float(logs["accuracy"]), self._config.batch_size)
+        self._bar.update(batch + 1, loss, logs.get("accuracy"), self._config.batch_size)
 
 
 def _diverged(epoch: int, step: int, config: Config, run: runs.Run) -> str:
@@ -399,7 +401,8 @@ def _absolute(path: str) -> str:
         raise UserError(f"Expected the path of a folder. Received: {path!r} ({error})") from error
 
 
-def _check_free(run: runs.Run, overwrite: bool) -> None:
+def check_free(run: runs.Run, overwrite: bool) -> None:
+    """Make sure that a new run may be written to a folder."""
     if not run.path.exists():
         return
     if not run.path.is_dir():
@@ -418,7 +421,8 @@ def _check_free(run: runs.Run, overwrite: bool) -> None:
         )
 
 
-def _check_resumable(run: runs.Run, config: Config) -> None:
+def check_resumable(run: runs.Run, config: Config) -> None:
+    """Make sure that a run can go on, as if it had never stopped, with this configuration."""
     run = runs.Run.open(run.path)
     before, now = run.config.model_dump(), config.model_dump()
     changed = [key for key in now if now[key] != before[key]]
@@ -453,7 +457,7 @@ def _check_data(
         )
 
 
-def _create(run: runs.Run, config: Config, overwrite: bool) -> None:
+def create(run: runs.Run, config: Config, overwrite: bool) -> None:
     """Make the run folder appear at once, with all that is needed to resume it."""
     if overwrite and run.config_file.exists():
         run.clear()
@@ -475,7 +479,8 @@ def _out_of_patience(config: Config, state: dict[str, Any]) -> bool:
     return 0 < config.patience <= waited
 
 
-def _save_model(run: runs.Run, model: keras.Model) -> None:
+def save_model(run: runs.Run, model: keras.Model) -> None:
+    """Write a model to be used, not to be trained further."""
     # Without optimizer and loss: a third of the size, and Keras can load it without our code for
     # training.
     bare = keras.Model(model.input, model.output, name=model.name)
@@ -483,7 +488,7 @@ def _save_model(run: runs.Run, model: keras.Model) -> None:
         bare.save(temporary)
 
 
-def _save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]) -> None:
+def save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]) -> None:
     """Write all state of the training to one file, at once."""
     arrays: dict[str, Any] = {f"best/{i}": weight for i, weight in enumerate(best)}
     for i, variable in enumerate([*model.variables, *model.optimizer.variables]):
@@ -493,8 +498,8 @@ def _save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[n
         np.savez(temporary, **arrays)
 
 
-def _restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
-    """Put everything back as `_save` found it; returns its state, with the best weights."""
+def restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
+    """Put everything back as `save` found it; returns its state, with the best weights."""
     variables = [*model.variables, *model.optimizer.variables]
     try:
         with run.checkpoint_file.open("rb") as file, np.load(file) as arrays:
@@ -510,7 +515,8 @@ def _restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
     return state
 
 
-def _summary(model: keras.Model) -> str:
+def summarize(model: keras.Model) -> str:
+    """The model layer by layer, as wide as it takes."""
     lines: list[str] = []
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "96"  # Keras cuts off what is wider than the terminal, if there is one

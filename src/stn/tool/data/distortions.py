@@ -113,30 +113,43 @@ class Distortion:
         output_size = self.output_size(size)
         warp = _compiled_warp(images.shape[1:], output_size, self.families, self.padding)
         warped = warp(images, self.params(len(images), size, rng))
-        return self._scatter(warped, images, rng) if self.distractors else warped
+        return scatter(warped, images, self.distractors, rng) if self.distractors else warped
 
-    def _scatter(self, canvas: np.ndarray, images: np.ndarray, rng: np.random.Generator) -> Any:
-        count, height, width = images.shape[:3]
-        patch = max(1, round(min(height, width) * 6 / 28))
-        steps = np.arange(patch)
-        for _ in range(self.distractors):
-            sources = rng.integers(count, size=count)
-            rows, columns = (rng.integers(n - patch + 1, size=count) for n in (height, width))
-            to_rows, to_columns = (
-                rng.integers(n - patch + 1, size=count) for n in canvas.shape[1:3]
-            )
-            pieces = images[
-                sources[:, None, None],
-                rows[:, None, None] + steps[:, None],
-                columns[:, None, None] + steps,
-            ]
-            where = (
-                np.arange(count)[:, None, None],
-                to_rows[:, None, None] + steps[:, None],
-                to_columns[:, None, None] + steps,
-            )
-            canvas[where] = np.maximum(canvas[where], pieces)
-        return canvas
+
+def scatter(
+    canvas: np.ndarray, sources: np.ndarray, patches: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Scatter patches of images over canvases, in place; where two meet, the brighter one shows.
+
+    Args:
+        canvas: uint8 `(count, height, width, channels)`.
+        sources: The images to take patches of, uint8; each patch is 6 pixels of 28 wide.
+        patches: How many on each canvas.
+        rng: Where the randomness comes from.
+
+    Returns:
+        The canvases.
+    """
+    count = len(canvas)
+    number, height, width = sources.shape[:3]
+    patch = max(1, round(min(height, width) * 6 / 28))
+    steps = np.arange(patch)
+    for _ in range(patches):
+        chosen = rng.integers(number, size=count)
+        rows, columns = (rng.integers(n - patch + 1, size=count) for n in (height, width))
+        to_rows, to_columns = (rng.integers(n - patch + 1, size=count) for n in canvas.shape[1:3])
+        pieces = sources[
+            chosen[:, None, None],
+            rows[:, None, None] + steps[:, None],
+            columns[:, None, None] + steps,
+        ]
+        where = (
+            np.arange(count)[:, None, None],
+            to_rows[:, None, None] + steps[:, None],
+            to_columns[:, None, None] + steps,
+        )
+        canvas[where] = np.maximum(canvas[where], pieces)
+    return canvas
 
 
 DISTORTIONS: dict[str, Distortion] = {
