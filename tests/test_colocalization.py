@@ -16,6 +16,12 @@ def rng():
     return np.random.default_rng(5)
 
 
+def numpy(tensor):
+    import keras
+
+    return keras.ops.convert_to_numpy(tensor)
+
+
 # --- the images ----------------------------------------------------------------------------------
 
 
@@ -65,12 +71,12 @@ def test_windows_show_what_is_in_their_boxes(rng):
     params = centers.astype("float32")
     images = scenes.images.astype("float32")
     cut = stn.warp(images, params, window, output_size=(10, 8), data_format="channels_last")
-    np.testing.assert_allclose(np.asarray(cut), objects, atol=1e-2)
+    np.testing.assert_allclose(numpy(cut), objects, atol=1e-2)
     locator = colocalization.build_locator((30, 24, 1), (10, 8))
     inputs = keras.Input((10, 8, 1))
     eyes = keras.Model(inputs, keras.layers.Flatten()(inputs))
     triplets = colocalization._Triplets(locator, eyes)
-    seen = np.asarray(triplets([scenes.images, params, np.full((6, 1), 1.0, "float32")]))
+    seen = numpy(triplets([scenes.images, params, np.full((6, 1), 1.0, "float32")]))
     np.testing.assert_allclose(255 * seen[:, 1].reshape(6, 10, 8, 1), objects, atol=1e-2)
     affine = colocalization._params(scenes.boxes, scenes)
     drawn = colocalization.distortions.warp_images(scenes.images, affine, (10, 8))
@@ -84,7 +90,7 @@ def test_window_begins_with_the_canvas_and_stays_inside():
     assert sorted(zooms, reverse=True) == zooms
     window = colocalization.Window(0.5)
     corners = np.array([[[-1.0, -1.0], [1.0, 1.0]]], "float32")
-    seen = np.asarray(window(np.array([[5.0, -0.25]], "float32"), corners))
+    seen = numpy(window(np.array([[5.0, -0.25]], "float32"), corners))
     np.testing.assert_allclose(seen, [[[0, -0.75], [1, 0.25]]], atol=1e-6)
     scenes = colocalization.Scenes(np.zeros((1, 8, 16, 1), "uint8"), np.zeros((1, 4)))
     box = colocalization._boxes(np.array([[5.0, -0.25]]), 0.5, scenes)
@@ -101,16 +107,16 @@ def test_centroid_is_the_mean_point_of_the_softmax(rng):
         x = sum(heat[:, j].sum() * ((2 * j + 1) / 6 - 1) for j in range(6)) / heat.sum()
         y = sum(heat[i].sum() * ((2 * i + 1) / 4 - 1) for i in range(4)) / heat.sum()
         expected.append([x, y])
-    found = np.asarray(colocalization.Centroid()(maps))
+    found = numpy(colocalization.Centroid()(maps))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_encodings_that_have_nothing_in_common_are_one_apart(rng):
     classifier, encoder = colocalization.build_encoder((28, 28, 1), 11)
     windows = rng.uniform(size=(5, 28, 28, 1)).astype("float32")
-    codes = np.asarray(encoder(windows, training=True))  # no dropout, even so
-    np.testing.assert_array_equal(codes, np.asarray(encoder(windows)))
-    logits = np.asarray(classifier(windows))
+    codes = numpy(encoder(windows, training=True))  # no dropout, even so
+    np.testing.assert_array_equal(codes, numpy(encoder(windows)))
+    logits = numpy(classifier(windows))
     hidden, second, last = np.split(codes, [128, 192], axis=-1)
     scaled = logits / np.sqrt((logits**2).sum(axis=-1, keepdims=True) + 0.3) / np.sqrt(6)
     np.testing.assert_allclose(last, scaled, atol=1e-5)
@@ -125,7 +131,7 @@ def test_locator_begins_by_its_own_word_and_is_saved_with_it(tmp_path, rng):
     locator = colocalization.build_locator((42, 42, 1), (14, 14))
     images = rng.integers(0, 256, (3, 42, 42, 1), "uint8")
     layer = locator.get_layer(stn.models.TRANSFORMER)
-    pointed = np.asarray(layer.localization(images.astype("float32") / 255))
+    pointed = numpy(layer.localization(images.astype("float32") / 255))
     centers = colocalization.locate(locator, images)
     np.testing.assert_allclose(centers, pointed, atol=1e-6)
     locator.save(tmp_path / "a.keras")
@@ -145,7 +151,7 @@ def test_loss_is_the_hinge_over_all_pairs(rng):
                 hinges.append(max(0.0, alike - random + colocalization.MARGIN))
                 expected[n] += hinges[-1] / 6
     assert 0 < hinges.count(0.0) < 42
-    loss = np.asarray(colocalization.triplet_loss(encodings))
+    loss = numpy(colocalization.triplet_loss(encodings))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
