@@ -240,7 +240,9 @@ def _headline(
     if config.get("task") == "colocalization":
         last = metrics or (history[-1] if history else {})
         count = last.get("count", config.get("batch_size"))
-        add("Found", pages.percent(last.get("accuracy")), f"of {count} canvases, overlap above 0.5")
+        share = last.get("accuracy")
+        value = f"{share:.0%}" if plots.is_number(share) else "—"
+        add("Found", value, f"of {count} canvases, overlap above 0.5")
         overlap = last.get("mean_iou")
         value = f"{overlap:.2f}" if plots.is_number(overlap) else "—"
         add("Mean overlap", value, "intersection over union")
