@@ -14,7 +14,7 @@ from PIL import Image
 
 import stn
 from conftest import draw_shapes, write_idx
-from stn.tool import cli, controls, printing, runs
+from stn.tool import controls, printing, runs
 from stn.tool.config import BACKENDS
 from stn.tool.data import signs
 
