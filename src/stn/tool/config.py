@@ -76,7 +76,7 @@ class Config(pydantic.BaseModel):
         0.1, gt=0, lt=1, description="Share of the training images held out for validation."
     )
 
-    model: Literal["compact", "large", "reference", "template", "cnn", "fcn"] = Field(
+    model: Literal["compact", "large", "reference", "template", "cnn", "fcn", "adder"] = Field(
         "compact", description="Architecture."
     )
     parameters: int | None = Field(

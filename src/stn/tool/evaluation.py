@@ -257,7 +257,7 @@ def load_model(run: runs.Run, backend: str | None) -> Any:
     select_backend(backend)
     import keras
 
-    import stn.layers  # noqa: F401  (registers the layer for loading)
+    import stn.models  # noqa: F401  (registers the layers for loading)
 
     try:
         model = keras.saving.load_model(run.model_file, compile=False)
