@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import stn
+from stn import models
 from stn.tool import data, evaluation, pictures, runs
 from stn.tool.config import Config, UserError
 from stn.tool.data import addition
@@ -87,13 +88,58 @@ def test_pairs_are_of_grey_images():
         evaluation.for_task(Config(task="addition"), "01", split, 2)
 
 
+# --- the adder -----------------------------------------------------------------------------------
+
+
+def test_sum_is_the_convolution_of_what_all_heads_read():
+    import keras
+
+    layer = models.Sum(4)
+    features = np.random.default_rng(0).normal(size=(5, 6, 3)).astype("float32")
+    found = keras.ops.convert_to_numpy(layer(features))
+    kernel, bias = layer.get_weights()
+    for row, own in zip(found, features.reshape(5, 3, 2, 3), strict=True):
+        logits = (own @ kernel + bias).sum(axis=0)
+        first, second = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(row, np.convolve(first, second), rtol=1e-4)
+
+
+def test_every_channel_is_seen_by_the_same_network():
+    import keras
+
+    images = np.random.default_rng(0).random((3, 9, 7, 4)).astype("float32")
+    network = keras.Sequential([keras.layers.Conv2D(2, 3), keras.layers.Flatten()])
+    found = keras.ops.convert_to_numpy(models.Apart(network)(images))
+    for channel in range(4):
+        alone = keras.ops.convert_to_numpy(network(images[..., channel : channel + 1]))
+        np.testing.assert_allclose(found[:, channel], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("transform", ["affine", "none"])
+def test_adder_is_saved_whole(transform, tmp_path):
+    import keras
+
+    options = {"input_shape": (12, 12, 2), "num_classes": 19, "heads": 2, "output_size": 8}
+    model = models.classifier("adder", transform=transform, **options)
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 2), "uint8")
+    found = model.predict_on_batch(images)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+    model.save(tmp_path / "a.keras")
+    again = keras.saving.load_model(tmp_path / "a.keras")
+    np.testing.assert_array_equal(again.predict_on_batch(images), found)
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((12, 12, 1), 19), ((12, 12, 2), 10)])
+def test_adder_is_for_pairs_and_sums(shape, classes):
+    with pytest.raises(ValueError, match="Expected pairs of grey images and an odd number of sums"):
+        models.classifier("adder", input_shape=shape, num_classes=classes)
+
+
 # --- several heads -------------------------------------------------------------------------------
 
 
 def test_classifier_sees_what_every_head_gives():
     import keras
-
-    from stn import models
 
     options = {"input_shape": (12, 12, 2), "num_classes": 5, "output_size": 8}
     model = models.classifier("template", heads=3, initialization="tiles", **options)
@@ -151,6 +197,7 @@ def added(shapes, tmp_path_factory):
         data="mnist",
         data_dir=str(shapes),
         distort="RTS",
+        model="adder",
         heads=2,
         validation=0.2,
         epochs=2,
