@@ -40,11 +40,6 @@ class Config(pydantic.BaseModel):
     )
 
     recipe: str = Field("default", description="Recipe the values start from; see `stn recipes`.")
-    task: Literal["classification", "addition", "colocalization"] = Field(
-        "classification",
-        description="What is learned: the class of an image, the sum of two digits, or where the "
-        "object is that some images have in common.",
-    )
 
     data: str = Field("glyphs", description="Data set; see `stn data list`.")
     data_dir: str | None = Field(None, description="Folder that holds the files of the data set.")
@@ -53,6 +48,11 @@ class Config(pydantic.BaseModel):
         None, ge=1, description="Resize images of a folder to this many pixels square."
     )
     color: Literal["auto", "grey", "rgb"] = Field("auto", description="Channels of folder images.")
+    task: Literal["classification", "addition", "colocalization"] = Field(
+        "classification",
+        description="What is learned: the class of an image, the sum of two digits, or where the "
+        "object is that some images have in common.",
+    )
     distort: Literal["none", "R", "RTS", "P", "E", "T", "TC"] | None = Field(
         None,
         description="Distortion, after Jaderberg et al. 2015; the usual one of the data if unset.",
