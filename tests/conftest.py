@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -189,6 +190,24 @@ def check_gradient(gradient):
         np.testing.assert_allclose(found, np.stack([expected] * 40), rtol=1e-6, atol=atol)
 
     return check
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Run `stn` in this process; gives exit code, standard output and standard error."""
+    from stn.tool import cli
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["stn", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
 
 
 def draw_shapes(count, seed, size=14):

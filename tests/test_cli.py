@@ -14,26 +14,9 @@ from PIL import Image
 
 import stn
 from conftest import draw_shapes, write_idx
-from stn.tool import cli, controls, printing, runs
+from stn.tool import controls, printing, runs
 from stn.tool.config import BACKENDS
 from stn.tool.data import signs
-
-
-@pytest.fixture
-def command(monkeypatch, capfd):
-    """Run `stn` in this process; gives exit code, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["stn", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
-
 
 # --- verbs that need no run ----------------------------------------------------------------------
 

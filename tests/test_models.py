@@ -9,7 +9,10 @@ import stn
 from stn import models
 
 # The reference is big; most of what is true of a classifier is tested on the compact one.
-ARCHITECTURES = pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+# The adder is for pairs of images: tests/test_addition.py.
+ARCHITECTURES = pytest.mark.parametrize(
+    "architecture", [name for name in models.ARCHITECTURES if name != "adder"]
+)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), "uint8")
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 from stn import transforms
 from stn.layers import SpatialTransformer
 
 TRANSFORMER = "stn"
-"""The name of the transformer layer in every classifier; its output is (images, params, grid)."""
+"""The name of the transformer layer in every classifier; see `looks` for what it gives."""
 
 
 def classifier(
@@ -26,6 +26,7 @@ def classifier(
     pooling: int = 1,
     standardize: bool = False,
     parameters: int | None = None,
+    heads: int = 1,
     **options: Any,
 ) -> keras.Model:
     """Build an image classifier that straightens its input first. It is not compiled.
@@ -39,9 +40,10 @@ def classifier(
             third of the speed; `"reference"`, the network of the tutorials, three 3x3
             convolutions (64, 128, 256) in the localization network and again in the classifier;
             `"template"`, one template for each class behind the transformer, which has to align
-            the images by itself: less accurate, but it congeals; or `"cnn"` and `"fcn"`,
+            the images by itself: less accurate, but it congeals; `"cnn"` and `"fcn"`,
             convolutional and fully connected, localization network and classifier alike, to
-            compare at equal `parameters` as Jaderberg et al. (2015) do.
+            compare at equal `parameters` as Jaderberg et al. (2015) do; or `"adder"`, for pairs of
+            digits in two channels: it reads each with the same network, and adds.
         input_shape: `(height, width, channels)` of the images.
         num_classes: The number of classes, at least 2.
         transform: A family of transformations or its name (`stn.TRANSFORMS`); `"none"` leaves the
@@ -56,6 +58,8 @@ def classifier(
             reasons of their own. What the transformer passes on keeps its brightness.
         parameters: About how many parameters the whole model may have: the classifier is made as
             wide as that allows. None: as wide as it usually is.
+        heads: How many transformations of one image there are; the classifier sees what each of
+            them gives, as so many more channels.
         **options: Further keywords of `stn.SpatialTransformer`: `sampler`, `padding`, `bounds` and
             so on. `identity_penalty` is that of the architecture unless it is among them.
 
@@ -84,6 +88,11 @@ def classifier(
         )
     if not (isinstance(pooling, int) and pooling >= 1):
         raise ValueError(f"Expected pooling to be at least 1. Received: pooling={pooling!r}")
+    if architecture == "adder" and (input_shape[-1] != 2 or num_classes % 2 == 0):
+        raise ValueError(
+            "Expected pairs of grey images and an odd number of sums, for the 'adder' "
+            f"architecture. Received: input_shape={tuple(input_shape)}, num_classes={num_classes}"
+        )
     *networks, usual_penalty = ARCHITECTURES[architecture]
     localization, body = (_standardized(n) if standardize else n for n in networks)
     identity_penalty = options.get("identity_penalty")
@@ -100,12 +109,17 @@ def classifier(
             output_size=tuple(pooling * n for n in size) if pooling > 1 else output_size,
             data_format="channels_last",
             return_params=True,
+            heads=heads,
             name=TRANSFORMER,
             **{**options, "identity_penalty": identity_penalty},
         )
     try:
         if transformer is not None:
-            x, _, _ = transformer(x)
+            seen = transformer(x)
+            if heads == 1:
+                x, _, _ = seen
+            else:
+                x = layers.Concatenate(name="heads")([straight for straight, _, _ in seen])
             if pooling > 1:
                 x = layers.AveragePooling2D(pooling, name="pooling")(x)
         width = 1.0
@@ -120,8 +134,11 @@ def classifier(
             f"output_size={output_size}, parameters={parameters} ({error})"
         ) from error
     # Probabilities in float32 whatever the precision of the rest.
-    outputs = layers.Dense(num_classes, activation="softmax", dtype="float32", name="classes")(x)
-    return keras.Model(images, outputs, name=f"{architecture}_{transform_name(transform)}")
+    if architecture == "adder":
+        classes = Sum((num_classes + 1) // 2, dtype="float32", name="classes")
+    else:
+        classes = layers.Dense(num_classes, activation="softmax", dtype="float32", name="classes")
+    return keras.Model(images, classes(x), name=f"{architecture}_{transform_name(transform)}")
 
 
 def _width(body: Any, shape: Any, num_classes: int, parameters: int) -> float:
@@ -139,6 +156,17 @@ def _width(body: Any, shape: Any, num_classes: int, parameters: int) -> float:
             f"{'can only be as it is' if square < 1e-6 else 'would vanish'}"
         )
     return float((-line + (line**2 - 4 * square * (rest - parameters)) ** 0.5) / (2 * square))
+
+
+def looks(model: keras.Model) -> list[tuple[Any, Any, Any]]:
+    """What each head of the transformer in a classifier gives: `(images, params, grid)`.
+
+    Example:
+        >>> len(looks(classifier(heads=2)))
+        2
+    """
+    flat = model.get_layer(TRANSFORMER).output
+    return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
 
 
 def transform_name(transform: Any) -> str:
@@ -295,6 +323,109 @@ def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
     ]
 
 
+@keras.saving.register_keras_serializable(package="stn")
+class Apart(layers.Layer):
+    """Applies one network to each channel as if it were an image of its own.
+
+    Args:
+        network: From `(batch, height, width, 1)` to `(batch, features)`.
+        **kwargs: As in every Keras layer.
+
+    Input shape:
+        `(batch, height, width, channels)`.
+
+    Output shape:
+        `(batch, channels, features)`.
+    """
+
+    def __init__(self, network: keras.Sequential, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.network = network
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weights for inputs of this shape."""
+        self.network.build((None, *input_shape[1:3], 1))
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """The features of each channel."""
+        height, width, channels = inputs.shape[1:]
+        images = ops.reshape(ops.transpose(inputs, (0, 3, 1, 2)), (-1, height, width, 1))
+        features = self.network(images, training=training)
+        return ops.reshape(features, (-1, channels, features.shape[-1]))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, for saving."""
+        network = keras.saving.serialize_keras_object(self.network)
+        return {**super().get_config(), "network": network}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Apart:
+        """Create the layer from what `get_config` returned."""
+        network = keras.saving.deserialize_keras_object(config["network"])
+        return cls(**{**config, "network": network})
+
+
+@keras.saving.register_keras_serializable(package="stn")
+class Sum(layers.Layer):
+    """Reads two digits from their features, and gives the probabilities of their sum.
+
+    One dense layer reads both. Where several heads look at a digit, what they say is added up. The
+    sum of two digits that are drawn by themselves has the convolution of their distributions.
+
+    Args:
+        digits: How many there are.
+        **kwargs: As in every Keras layer.
+
+    Input shape:
+        `(batch, heads * 2, features)`: of the first and the second digit, as each head sees them.
+
+    Output shape:
+        `(batch, 2 * digits - 1)`.
+    """
+
+    def __init__(self, digits: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.digits = digits
+        self.read = layers.Dense(digits, dtype=self.dtype_policy, name="read")
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weights for inputs of this shape."""
+        self.read.build(input_shape)
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """The probabilities of the sums."""
+        n = self.digits
+        logits = ops.reshape(self.read(inputs), (-1, inputs.shape[1] // 2, 2, n))
+        digits = ops.softmax(ops.sum(logits, axis=1), axis=-1)
+        pairs = digits[:, 0, :, None] * digits[:, 1, None, :]
+        # Rows of n numbers, each beginning one place further to the right than the one above.
+        slanted = ops.reshape(ops.pad(pairs, ((0, 0), (0, 0), (0, n))), (-1, 2 * n * n))
+        return ops.sum(ops.reshape(slanted[:, : n * (2 * n - 1)], (-1, n, 2 * n - 1)), axis=1)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, for saving."""
+        return {**super().get_config(), "digits": self.digits}
+
+
+def _adder_body(width: float) -> Apart:
+    network = keras.Sequential(
+        [
+            *_convolution(_units(32, width), 5, 2),
+            *_convolution(_units(64, width), 3, 2),
+            *_convolution(_units(64, width), 3, 1),
+            layers.MaxPooling2D(2, padding="same"),
+            layers.Flatten(),
+            layers.Dropout(0.2),
+            layers.Dense(_units(128, width), activation="relu"),
+            layers.Dropout(0.2),
+        ],
+        name="reader",
+    )
+    return Apart(network, name="body")
+
+
 ARCHITECTURES: dict[str, tuple[Any, Any, float]] = {
     "compact": (_compact_localization, _compact_body, 0.02),
     "large": (_compact_localization, _large_body, 0.02),
@@ -302,5 +433,6 @@ ARCHITECTURES: dict[str, tuple[Any, Any, float]] = {
     "template": (_compact_localization, _template_body, 0.0),
     "cnn": (_compact_localization, _cnn_body, 0.02),
     "fcn": (_fcn_localization, _fcn_body, 0.02),
+    "adder": (_compact_localization, _adder_body, 0.02),
 }
 """The named architectures: localization network, body of the classifier, identity penalty."""

@@ -32,6 +32,9 @@ def train(config: Config, out: str | os.PathLike[str], **options: Any) -> Run:
     from stn.tool.config import select_backend
 
     select_backend(config.backend)
-    from stn.tool import training
+    if config.task == "colocalization":
+        from stn.tool import colocalization as training
+    else:
+        from stn.tool import training
 
     return training.train(config, out, **options)

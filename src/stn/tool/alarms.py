@@ -88,8 +88,9 @@ class Lookout:
 
             self._model = model
             self._layer = model.get_layer(models.TRANSFORMER)
-            seen = {"grid": self._layer.output[2], "inputs": self._layer.input}
-            self._grid = keras.Model(model.input, seen)
+            seen = {f"grid {head}": look[2] for head, look in enumerate(models.looks(model))}
+            self._heads = list(seen)
+            self._grid = keras.Model(model.input, {**seen, "inputs": self._layer.input})
             self._grid.compile(jit_compile=getattr(model, "jit_compile", False))
 
     def measure(self) -> dict[str, float]:
@@ -100,12 +101,14 @@ class Lookout:
             `saturated`, the share of the images whose parameters are at their bounds, if there are
             bounds; and `localization_gradient` and `classifier_gradient`, the root mean square of
             the gradient over the last steps, to the weights of the localization network and to
-            those behind the transformer.
+            those behind the transformer. Of several heads it is the mean of theirs.
         """
         found = {"luck": self._luck}
         if self._grid is not None:
             seen = self._grid.predict_on_batch(self._images)
-            found |= measure(np.asarray(seen["grid"]))
+            heads = [measure(seen[head]) for head in self._heads]
+            for key in heads[0]:
+                found[key] = float(np.mean([head[key] for head in heads if key in head]))
             if self._layer.bounds:
                 import keras
 

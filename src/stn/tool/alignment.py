@@ -215,15 +215,17 @@ def survey(model: Any, images: np.ndarray, labels: np.ndarray, classes: int) -> 
         classes: How many there are.
 
     Returns:
-        `inputs` and `outputs`, each a `Congealing`; `quantities`, those of `decompose` and `bend`,
-        arrays `(count,)`.
+        `inputs` and `outputs`, each a `Congealing`, the outputs those of the first head;
+        `quantities`, those of `decompose` and `bend`, arrays `(count,)`, or of several heads
+        `(heads * count,)`.
     """
     import keras
 
     from stn import models
 
-    straight, _, grid = model.get_layer(models.TRANSFORMER).output
-    probe = keras.Model(model.input, {"straight": straight, "grid": grid})
+    looks = models.looks(model)
+    grids_ = {f"grid {head}": grid for head, (_, _, grid) in enumerate(looks)}
+    probe = keras.Model(model.input, {"straight": looks[0][0], **grids_})
     before, after, parts = Congealing(classes), Congealing(classes), []
     size = images.shape[1:3]
     for start in range(0, len(images), 500):
@@ -231,7 +233,8 @@ def survey(model: Any, images: np.ndarray, labels: np.ndarray, classes: int) -> 
         found = probe.predict_on_batch(part)
         before.add(part / 255, own)
         after.add(found["straight"].astype("float64"), own)
-        matrix, bend = affine_part(found["grid"], size)
-        parts.append({**decompose(matrix, size), "bend": bend})
+        for name in grids_:
+            matrix, bend = affine_part(found[name], size)
+            parts.append({**decompose(matrix, size), "bend": bend})
     quantities = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     return {"inputs": before, "outputs": after, "quantities": quantities}

@@ -226,10 +226,19 @@ def _print_results(run: runs.Run, progress: Any) -> None:
 
     metrics = run.metrics
     table = Table(title="Result", title_justify="left", show_header=False)
-    rows = {
-        "test accuracy": f"{metrics['test']['accuracy']:.2%} of {metrics['test']['count']} images",
-        "validation accuracy": f"{metrics['validation']['accuracy']:.2%}",
-        "best epoch": f"{metrics['best_epoch']} of {metrics['epochs']}",
+    if "mean_iou" in metrics:  # of colocalization
+        rows = {
+            "found": f"{metrics['accuracy']:.0%} of {metrics['count']}, overlap above 0.5",
+            "mean overlap": f"{metrics['mean_iou']:.2f}, intersection over union",
+        }
+    else:
+        test = metrics["test"]
+        rows = {
+            "test accuracy": f"{test['accuracy']:.2%} of {test['count']} images",
+            "validation accuracy": f"{metrics['validation']['accuracy']:.2%}",
+            "best epoch": f"{metrics['best_epoch']} of {metrics['epochs']}",
+        }
+    rows |= {
         "training time": f"{metrics['train_seconds']:.0f} s",
         "report": str(run.report_file),
         "film": str(run.film_file),

@@ -48,9 +48,17 @@ class Config(pydantic.BaseModel):
         None, ge=1, description="Resize images of a folder to this many pixels square."
     )
     color: Literal["auto", "grey", "rgb"] = Field("auto", description="Channels of folder images.")
+    task: Literal["classification", "addition", "colocalization"] = Field(
+        "classification",
+        description="What is learned: the class of an image, the sum of two digits, or where the "
+        "object is that some images have in common.",
+    )
     distort: Literal["none", "R", "RTS", "P", "E", "T", "TC"] | None = Field(
         None,
         description="Distortion, after Jaderberg et al. 2015; the usual one of the data if unset.",
+    )
+    object_class: str | None = Field(
+        None, description="Class of the object to be found, for task colocalization."
     )
     augment: float = Field(
         0.5, ge=0, le=4, description="Strength of small random affine changes in training; 0: none."
@@ -68,7 +76,7 @@ class Config(pydantic.BaseModel):
         0.1, gt=0, lt=1, description="Share of the training images held out for validation."
     )
 
-    model: Literal["compact", "large", "reference", "template", "cnn", "fcn"] = Field(
+    model: Literal["compact", "large", "reference", "template", "cnn", "fcn", "adder"] = Field(
         "compact", description="Architecture."
     )
     parameters: int | None = Field(
@@ -95,6 +103,7 @@ class Config(pydantic.BaseModel):
     ] = Field(
         "affine", description="Family of transformations; none: the control without transformer."
     )
+    heads: int = Field(1, ge=1, description="Transformations side by side, each of its own.")
     output_size: int | None = Field(
         None, ge=1, description="Size of the straightened image; the undistorted size if unset."
     )

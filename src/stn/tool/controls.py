@@ -8,10 +8,10 @@ from stn.tool import pages, plots, runs
 from stn.tool.config import UserError
 
 # What decides which test images there are, and what is to be told apart.
-_SAME = ("data", "image_size", "color", "distort", "seed")
+_SAME = ("task", "data", "image_size", "color", "distort", "seed")
 # What says nothing about training, or only about the layer that the control has not.
 _UNIMPORTANT = {
-    *("transform", "output_size", "sampler", "padding", "recipe", "data_dir", "backend"),
+    *("transform", "heads", "output_size", "sampler", "padding", "recipe", "data_dir", "backend"),
     *("tensorboard", "deterministic", "steps_per_execution"),
 }
 

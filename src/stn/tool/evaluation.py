@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,7 +15,7 @@ import numpy as np
 
 from stn.tool import data, runs
 from stn.tool.config import Config, UserError, select_backend
-from stn.tool.data import distortions
+from stn.tool.data import addition, distortions
 from stn.tool.images import (
     OnError,
     convert,
@@ -25,7 +26,10 @@ from stn.tool.images import (
     write_marked,
 )
 
-_TEST = 2  # the stream of randomness of the test images; training has the others
+TEST = 2
+"""The stream of randomness of the test images; training has the others."""
+
+_PAIRS = 1  # of the streams within one
 _BATCH_BYTES = 2**26  # of images predicted at once
 _LEAST_CONTRAST = 32  # of ink; what is fainter is taken for noise and not brightened further
 
@@ -60,6 +64,7 @@ def evaluate(
         0.87
     """
     run = open_run(run)
+    check_task(run, "to test it on labelled images", "classification", "addition")
     config = run.config
     other = data is not None and data != config.data
     changes = {
@@ -74,6 +79,7 @@ def evaluate(
     model = load_model(run, config.backend)
     names, channels = run.dataset["class_names"], run.dataset["image_shape"][-1]
     class_names, test = load_split(config, "test", channels=channels)
+    class_names, test = for_task(config, class_names, test, TEST)
     if list(class_names) != names:
         raise UserError(
             f"Expected the classes the run was trained on, {_some(names)}. "
@@ -166,6 +172,7 @@ def predict_each(
         ...     print(found["image"], found["class"])
     """
     run = open_run(run)
+    check_task(run, "to classify images one by one", "classification")
     about = run.dataset
     straightened = None if save_straightened is None else _Straightened(run, save_straightened)
     inputs = _read_inputs(
@@ -250,7 +257,7 @@ def load_model(run: runs.Run, backend: str | None) -> Any:
     select_backend(backend)
     import keras
 
-    import stn.layers  # noqa: F401  (registers the layer for loading)
+    import stn.models  # noqa: F401  (registers the layers for loading)
 
     try:
         model = keras.saving.load_model(run.model_file, compile=False)
@@ -339,12 +346,50 @@ def background_of(images: np.ndarray) -> tuple[np.ndarray | None, str]:
 
 def distorted_test(config: Config, test: data.Split) -> np.ndarray:
     """The test images as the model of a configuration sees them: distorted, fixed by the seed."""
-    return distortions.distort_all(test.images, distortion_of(config), (config.seed, _TEST))
+    return distortions.distort_all(test.images, distortion_of(config), (config.seed, TEST))
 
 
 def distortion_of(config: Config) -> distortions.Distortion:
     """The distortion of a configuration; the usual one of its data if it leaves that open."""
-    return distortions.DISTORTIONS[config.distort or data.default_distortion(config.data)]
+    distortion = distortions.DISTORTIONS[config.distort or data.default_distortion(config.data)]
+    return dataclasses.replace(distortion, apart=config.task == "addition")
+
+
+def for_task(
+    config: Config, class_names: Sequence[str], split: data.Split, stream: int
+) -> tuple[tuple[str, ...], data.Split]:
+    """The classes, and validation or test images, as the task of a configuration has them.
+
+    Args:
+        config: What was asked.
+        class_names: Those of the data.
+        split: From the data.
+        stream: Of randomness.
+    """
+    if config.task != "addition":
+        return tuple(class_names), split
+    if split.images.shape[-1] != 1:
+        raise UserError(
+            "Expected grey images to add, each of which becomes one channel. "
+            f"Received: {split.images.shape[-1]} channels; use --color grey"
+        )
+    return (
+        addition.sums(class_names),
+        addition.pair_all(split, (config.seed, stream, _PAIRS)),
+    )
+
+
+def check_task(run: runs.Run, purpose: str, *tasks: str) -> None:
+    """Make sure that a run was trained for one of the tasks that something can be done with.
+
+    Raises:
+        UserError: If it was trained for another.
+    """
+    if (task := run.config.task) not in tasks:
+        raise UserError(
+            f"Expected a run with task {' or '.join(map(repr, tasks))} {purpose}. "
+            f"Received: {run.path} with task {task!r}"
+        )
 
 
 def load_split(
@@ -413,7 +458,7 @@ def _with_straightened(model: Any) -> Any:
 
     from stn import models
 
-    straight, _, _ = model.get_layer(models.TRANSFORMER).output
+    straight, _, _ = models.looks(model)[0]
     return keras.Model(model.input, {"probabilities": model.output, "straight": straight})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,15 @@ from stn.deformations import Deformation
 from stn.tool import alignment
 from stn.transforms import TRANSFORMS
 
+_PARTS = ("straight", "params", "grid")  # as the layer gives them
+_NOTHING = (None, None, ())
+
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
-    """What a classifier makes of some images; without a transformer only `probabilities`.
+class Look:
+    """What one head of a transformer does to some images.
 
     Attributes:
-        probabilities: `(count, classes)`.
         params: Parameters of the transformation, `(count, size)`.
         straight: The straightened images, `(count, height, width, channels)` in [0, 1].
         outlines: Points around the border of each sampling grid, in pixels of the input.
@@ -27,12 +29,50 @@ class Seen:
         about: What happened to each picture, as `stn.tool.alignment.describe` has it.
     """
 
+    params: np.ndarray
+    straight: np.ndarray
+    outlines: np.ndarray
+    lines: Sequence[np.ndarray]
+    about: Sequence[Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a classifier makes of some images.
+
+    Attributes:
+        probabilities: `(count, classes)`.
+        looks: One for each head of its transformer; none without a transformer.
+    """
+
     probabilities: np.ndarray
-    params: np.ndarray | None = None
-    straight: np.ndarray | None = None
-    outlines: np.ndarray | None = None
-    lines: Sequence[np.ndarray] = dataclasses.field(default_factory=list)
-    about: Sequence[Mapping[str, float]] = ()
+    looks: Sequence[Look] = ()
+
+    @property
+    def drawn(self) -> list[tuple[Any, Any, Sequence[Any]]]:
+        """What pictures show of each head: outputs, outlines and lines; Nones without any."""
+        return [(one.straight, one.outlines, one.lines) for one in self.looks] or [_NOTHING]
+
+    def drawn_of(self, index: int) -> list[tuple[Any, Any, Sequence[Any]]]:
+        """The same of one image."""
+        return [
+            (one.straight[index], one.outlines[index], [line[index] for line in one.lines])
+            for one in self.looks
+        ] or [_NOTHING]
+
+    def tell(self, words: Callable[[Mapping[str, float]], str]) -> list[str]:
+        """What happened to each image, in words; of several heads one after the other.
+
+        Args:
+            words: What to say of one dictionary of `stn.tool.alignment.describe`.
+        """
+        said = [[words(about) for about in look.about] for look in self.looks]
+        if len(said) == 1:
+            return said[0]
+        return [
+            "; ".join(f"{head}: {text}" for head, text in enumerate(texts, 1))
+            for texts in zip(*said, strict=True)
+        ]
 
 
 class Probe:
@@ -47,9 +87,11 @@ class Probe:
         import keras
 
         outputs = {"probabilities": model.output}
+        self._heads = 0
         if transform != "none":
-            straight, params, grid = model.get_layer(models.TRANSFORMER).output
-            outputs |= {"straight": straight, "params": params, "grid": grid}
+            for head, look in enumerate(models.looks(model)):
+                outputs |= {f"{name} {head}": x for name, x in zip(_PARTS, look, strict=True)}
+                self._heads += 1
         self._bends = isinstance(TRANSFORMS.get(transform), Deformation)
         self._model = keras.Model(model.input, outputs)
         self._model.compile(jit_compile=getattr(model, "jit_compile", False))
@@ -61,20 +103,15 @@ class Probe:
             images: uint8 `(count, height, width, channels)`.
             mesh: Draw lines inside the outlines even where the family cannot bend them.
         """
-        found = {
-            key: np.asarray(value) for key, value in self._model.predict_on_batch(images).items()
-        }
-        if "grid" not in found:
-            return Seen(found["probabilities"])
+        found = self._model.predict_on_batch(images)
         size = images.shape[1:3]
-        return Seen(
-            found["probabilities"],
-            found["params"],
-            found["straight"],
-            grids.outline(found["grid"], size),
-            _inner_lines(found["grid"], size) if mesh or self._bends else [],
-            alignment.describe(found["grid"], size),
-        )
+        looks = []
+        for head in range(self._heads):
+            straight, params, grid = (np.asarray(found[f"{name} {head}"]) for name in _PARTS)
+            lines = _inner_lines(grid, size) if mesh or self._bends else []
+            about = alignment.describe(grid, size)
+            looks.append(Look(params, straight, grids.outline(grid, size), lines, about))
+        return Seen(np.asarray(found["probabilities"]), looks)
 
 
 def _inner_lines(grid: Any, size: tuple[int, int]) -> list[np.ndarray]:

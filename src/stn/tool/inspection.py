@@ -33,7 +33,8 @@ def inspect(
         `image`, its path; `classes`, the most probable first, each with its `class` and its
         `probability`; `transform`, the family; and, if there is a transformer, its parameters
         `params`, what they do to the picture in numbers (`about`: degrees, factors, fractions of
-        the image) and in plain `words`. With `out` the path of the `picture`.
+        the image) and in plain `words`; of several heads a list of each. With `out` the path of
+        the `picture`.
 
     Raises:
         UserError: If the run, the image or the place of the picture cannot be used.
@@ -56,6 +57,7 @@ def look(
 ) -> tuple[dict[str, Any], Image.Image]:
     """What `inspect` returns, and the picture of it."""
     run = evaluation.open_run(run)
+    evaluation.check_task(run, "to look at one image", "classification")
     name, pixels = evaluation.read_one(run, image)
     model = evaluation.load_model(run, backend or run.config.backend)
     transform, names = run.config.transform, run.dataset["class_names"]
@@ -69,15 +71,17 @@ def look(
         ],
         "transform": transform,
     }
-    if seen.params is not None:
-        found["params"] = [float(value) for value in seen.params[0]]
-        found["about"] = dict(seen.about[0])
-        found["words"] = alignment.in_words(seen.about[0])
+    if seen.looks:
+        params = [[float(value) for value in head.params[0]] for head in seen.looks]
+        about = [dict(head.about[0]) for head in seen.looks]
+        one = len(seen.looks) == 1
+        found["params"], found["about"] = (params[0], about[0]) if one else (params, about)
+        found["words"] = seen.tell(alignment.in_words)[0]
+    head, *more = seen.drawn_of(0)
     picture = pictures.draw_inspection(
         pixels,
-        None if seen.straight is None else seen.straight[0],
-        None if seen.outlines is None else seen.outlines[0],
-        [line[0] for line in seen.lines],
+        *head,
+        more=more,
         title=Path(name).name,
         words=found.get("words", "no transformer: the model sees the image as it is"),
         classes=[(one["class"], one["probability"]) for one in found["classes"]],

@@ -64,6 +64,7 @@ def build(
             pooling=config.pooling,
             parameters=config.parameters,
             standardize=config.standardize,
+            heads=config.heads,
             bounds=config.bounds,
             iterations=config.iterations,
             localization_size=config.localization_size,

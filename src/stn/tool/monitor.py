@@ -38,15 +38,18 @@ class Monitor:
         for label, guess in zip(self._labels, seen.probabilities.argmax(-1), strict=True):
             mark = "✓" if guess == label else "✗"
             captions.append(f"{mark} {self._names[label]} → {self._names[guess]}")
+        (straight, outlines, lines), *more = seen.drawn
         picture = pictures.draw_frame(
             self._images,
-            seen.straight,
-            seen.outlines,
+            straight,
+            outlines,
             title=f"Epoch {epoch} of {self._config.epochs}" if epoch else "Before training",
             subtitle=_subtitle(self._config),
             captions=captions,
-            notes=[alignment.in_short(about) for about in seen.about] or None,
-            lines=seen.lines,
+            # There is no room for the notes of several heads.
+            notes=seen.tell(alignment.in_short) if len(seen.looks) == 1 else None,
+            lines=lines,
+            more=more,
         )
         with runs.atomic(self._run.frame_file(epoch)) as temporary:
             picture.save(temporary)

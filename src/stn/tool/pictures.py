@@ -13,6 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
 
+Head = tuple[Any, Any, Sequence[Any]]
+"""Of one head of a transformer: outputs, outlines and lines, as in `draw_frame`."""
+
 PAPER: Color = (255, 255, 255)
 CARD: Color = (240, 242, 245)
 EDGE: Color = (190, 196, 204)
@@ -23,8 +26,12 @@ HALO: Color = (60, 14, 0)  # keeps the outline apart from mid-tones of its own b
 RIGHT: Color = (20, 120, 54)
 WRONG: Color = (196, 32, 44)
 BAR: Color = (31, 95, 174)
-COLORS = (PAPER, CARD, EDGE, INK, GRAY, OUTLINE, HALO, RIGHT, WRONG)
+OTHERS: tuple[Color, ...] = ((168, 96, 255), (0, 170, 120))  # outlines of further heads
+COLORS = (PAPER, CARD, EDGE, INK, GRAY, OUTLINE, *OTHERS, HALO, RIGHT, WRONG)
 """Those that carry meaning."""
+
+PAIR = np.array([[0.3, 0.75, 1.0], [1.0, 0.75, 0.3]], "float32")
+"""Two images in one: the colors of the first and of the second channel, light blue and amber."""
 
 SMOOTH = 3  # pictures are drawn this much larger, then averaged: Pillow's lines are jagged
 
@@ -39,6 +46,7 @@ def draw_frame(
     captions: Sequence[str] | None = None,
     notes: Sequence[str] | None = None,
     lines: Sequence[Any] = (),
+    more: Sequence[Head] = (),
     columns: int = 8,
     legend: bool = True,
 ) -> Image.Image:
@@ -49,8 +57,8 @@ def draw_frame(
     outside the image is drawn on a margin around it, and cut off beyond that margin.
 
     Args:
-        inputs: Images `(n, height, width, channels)`, uint8 or floats in [0, 1]. Channels other
-            than 1 or 3 are shown as the gray of their mean.
+        inputs: Images `(n, height, width, channels)`, uint8 or floats in [0, 1]. Two channels are
+            drawn over each other, in two colors; more than 3 as the gray of their mean.
         outputs: The transformed images, likewise; another size and other channels are fine. `None`
             for a model without a transformer: only the inputs are drawn, and the picture says so.
         outlines: Points `(n, k, 2)` around the border of the sampling grid, starting at the
@@ -60,6 +68,7 @@ def draw_frame(
         title: The heading, such as "Epoch 3 of 12".
         subtitle: A second, quieter line.
         lines: Lines inside the outlines, `(n, k, 2)` each, in pixels like these; drawn thinner.
+        more: The same three of further heads, in other colors, their outputs one below the other.
         captions: A text per example. One that starts with "✓" is green, with "✗" red.
         notes: A quieter text per example, below the caption.
         columns: Examples side by side.
@@ -79,15 +88,21 @@ def draw_frame(
         'RGB'
     """
     tiles = _tiles("inputs", inputs)
-    results = None if outputs is None else _tiles("outputs", outputs)
     count, height, width = tiles.shape[:3]
-    points = None if outlines is None else np.asarray(outlines, np.float64)
-    inner = [np.asarray(line, np.float64) for line in lines]
-    if points is not None and (points.ndim != 3 or points.shape[2] != 2):
-        raise ValueError(f"Expected outlines of shape (n, k, 2). Received: {points.shape}")
+    results, points, inner = [], [], []
+    for head_outputs, head_outlines, head_lines in ((outputs, outlines, lines), *more):
+        if head_outputs is not None:
+            results.append(_tiles("outputs", head_outputs))
+        if head_outlines is not None:
+            points.append(np.asarray(head_outlines, np.float64))
+            if points[-1].ndim != 3 or points[-1].shape[2] != 2:
+                raise ValueError(
+                    f"Expected outlines of shape (n, k, 2). Received: {points[-1].shape}"
+                )
+        inner.append([np.asarray(line, np.float64) for line in head_lines])
     for name, value in (
-        ("outputs", results),
-        ("outlines", points),
+        *(("outputs", result) for result in results),
+        *(("outlines", outline) for outline in points),
         ("captions", captions),
         ("notes", notes),
     ):
@@ -97,11 +112,11 @@ def draw_frame(
         raise ValueError(f"Expected columns >= 1. Received: columns={columns}")
 
     tile_width, tile_height = _fit(width, height)
-    result_size = (0, 0) if results is None else _fit(results.shape[2], results.shape[1])
-    margin = 10 if points is None else 20
-    card_width = max(tile_width, result_size[0]) + 2 * margin
+    result_sizes = [_fit(result.shape[2], result.shape[1]) for result in results]
+    margin = 20 if points else 10
+    card_width = max(tile_width, *(size[0] for size in result_sizes), 0) + 2 * margin
     zone_height = tile_height + 2 * margin
-    result_height = 0 if results is None else result_size[1] + 14
+    result_height = sum(size[1] + 14 for size in result_sizes)
     texts_height = (0 if captions is None else 22) + (0 if notes is None else 16)
     card_height = zone_height + result_height + texts_height
 
@@ -111,7 +126,7 @@ def draw_frame(
     big, normal, small = _font(20, bold=True), _font(13), _font(12)
     names = _font(13, mono=True)
     title, subtitle = _one_line(title), _one_line(subtitle)
-    key = _legend(outlined=points is not None, transformed=results is not None or not legend)
+    key = _legend(outlined=bool(points), transformed=bool(results) or not legend)
     cards = columns * (card_width + gap) - gap
     texts = max(big.getlength(title), normal.getlength(subtitle), key.width)
     content = max(labels + cards, math.ceil(texts))
@@ -124,32 +139,27 @@ def draw_frame(
 
     scale = np.array([tile_width / width, tile_height / height])
     corner = ((card_width - tile_width) // 2, margin)
-    dot = _dot()
     for index in range(count):
         row, column = divmod(index, columns)
         left = pad + labels + column * (card_width + gap)
         upper = top + row * (card_height + gap)
         draw.rectangle((left, upper, left + card_width - 1, upper + card_height - 1), CARD)
         # Pixel centers are at integers, so the tile begins at -0.5.
-        path = None if points is None else (points[index] + 0.5) * scale + corner
-        within = [(line[index] + 0.5) * scale + corner for line in inner]
+        paths = [(outline[index] + 0.5) * scale + corner for outline in points]
+        within = [[(line[index] + 0.5) * scale + corner for line in own] for own in inner]
         tile = _magnify(tiles[index], (tile_width, tile_height))
-        frame.paste(_zone(tile, corner, (card_width, zone_height), path, within), (left, upper))
+        frame.paste(_zone(tile, corner, (card_width, zone_height), paths, within), (left, upper))
         if column == 0 and legend:
             at = (left - 8, upper + margin + tile_height / 2)
             draw.text(at, "input", GRAY, small, "rm")
-        if results is not None:
-            x, y = left + (card_width - result_size[0]) // 2, upper + zone_height
-            edge, color = (1, EDGE) if points is None else (2, OUTLINE)
-            draw.rectangle(
-                (x - edge, y - edge, x + result_size[0] + edge - 1, y + result_size[1] + edge - 1),
-                color,
-            )
-            frame.paste(_magnify(results[index], result_size), (x, y))
-            if points is not None:
-                frame.paste(dot, (x - 1 - dot.width // 2, y - 1 - dot.height // 2), dot)
+        y = upper + zone_height
+        for head, (result, size_) in enumerate(zip(results, result_sizes, strict=True)):
+            x = left + (card_width - size_[0]) // 2
+            _paste_result(frame, result[index], (x, y), size_, _color(head) if points else None)
             if column == 0:
-                draw.text((left - 8, y + result_size[1] / 2), "output", GRAY, small, "rm")
+                text = f"output {head + 1}" if len(results) > 1 else "output"
+                draw.text((left - 8, y + size_[1] / 2), text, GRAY, small, "rm")
+            y += size_[1] + 14
         if captions is not None:
             text = _shorten(_one_line(captions[index]), card_width - 6, names)
             color = {"✓": RIGHT, "✗": WRONG}.get(text[:1], INK)
@@ -168,6 +178,7 @@ def draw_example(
     outline: Any | None,
     *,
     lines: Sequence[Any] = (),
+    more: Sequence[Head] = (),
     factor: int = 1,
 ) -> Image.Image:
     """Draw one example as `draw_frame` does, the output beside the input, on nothing.
@@ -177,6 +188,7 @@ def draw_example(
         output: What the transformer makes of it, likewise; None where there is no transformer.
         outline: Points `(k, 2)`, as in `draw_frame`; they may be left out.
         lines: Lines inside the outline, `(k, 2)` each.
+        more: The same three of further heads.
         factor: So many times as large as in `draw_frame`.
 
     Returns:
@@ -189,26 +201,27 @@ def draw_example(
     tile = _tiles("image", np.asarray(image)[None])[0]
     size, margin = _fit(tile.shape[1], tile.shape[0], factor), 0 if outline is None else 22 * factor
     scale, corner = np.array(size) / tile.shape[1::-1], (margin, margin)
-    path = None if outline is None else (np.asarray(outline, np.float64) + 0.5) * scale + corner
-    within = [(np.asarray(line, np.float64) + 0.5) * scale + corner for line in lines]
+    heads = ((output, outline, lines), *more)
+    paths, within = [], []
+    for _, path, own in heads:
+        if path is not None:
+            paths.append((np.asarray(path, np.float64) + 0.5) * scale + corner)
+        within.append([(np.asarray(line, np.float64) + 0.5) * scale + corner for line in own])
     zone_size = (size[0] + 2 * margin, size[1] + 2 * margin)
-    zone = _zone(_magnify(tile, size), corner, zone_size, path, within, background=(0, 0, 0, 0))
-    if output is None:
+    zone = _zone(_magnify(tile, size), corner, zone_size, paths, within, background=(0, 0, 0, 0))
+    results = [_tiles("output", np.asarray(one)[None])[0] for one, _, _ in heads if one is not None]
+    if not results:
         return zone
-    result = _tiles("output", np.asarray(output)[None])[0]
-    result_size, gap = _fit(result.shape[1], result.shape[0], factor), 12
-    height = max(zone.height, result_size[1] + 2 * margin)
-    picture = Image.new("RGBA", (zone.width + gap + result_size[0] + margin, height))
+    sizes, gap = [_fit(result.shape[1], result.shape[0], factor) for result in results], 12
+    height = max(zone.height, *(size[1] + 2 * margin for size in sizes))
+    width = zone.width + sum(gap + size[0] for size in sizes) + margin
+    picture = Image.new("RGBA", (width, height))
     picture.paste(zone, (0, (height - zone.height) // 2))
-    x, y = zone.width + gap, (height - result_size[1]) // 2
-    edge, color = (1, EDGE) if outline is None else (2, OUTLINE)
-    ImageDraw.Draw(picture).rectangle(
-        (x - edge, y - edge, x + result_size[0] + edge - 1, y + result_size[1] + edge - 1), color
-    )
-    picture.paste(_magnify(result, result_size), (x, y))
-    if outline is not None:
-        dot = _dot()
-        picture.alpha_composite(dot, (x - 1 - dot.width // 2, y - 1 - dot.height // 2))
+    x = zone.width + gap
+    for head, (result, size) in enumerate(zip(results, sizes, strict=True)):
+        at = (x, (height - size[1]) // 2)
+        _paste_result(picture, result, at, size, _color(head) if paths else None)
+        x += size[0] + gap
     return picture
 
 
@@ -218,6 +231,7 @@ def draw_inspection(
     outline: Any | None,
     lines: Sequence[Any] = (),
     *,
+    more: Sequence[Head] = (),
     title: str,
     words: str,
     classes: Sequence[tuple[str, float]],
@@ -229,6 +243,7 @@ def draw_inspection(
         output: As in `draw_example`.
         outline: As in `draw_example`.
         lines: As in `draw_example`.
+        more: As in `draw_example`.
         title: A heading.
         words: What the transformer did.
         classes: Names and probabilities, the most probable first.
@@ -240,10 +255,13 @@ def draw_inspection(
     """
     tiles = [("input", draw_example(image, None, None, factor=2))]
     if outline is not None:
-        looks = draw_example(image, None, outline, lines=lines, factor=2)
+        others = [(None, path, own) for _, path, own in more]
+        looks = draw_example(image, None, outline, lines=lines, more=others, factor=2)
         tiles.append(("where it looks", looks))
-    if output is not None:
-        tiles.append(("straightened", draw_example(output, None, None, factor=2)))
+    for head, result in enumerate((output, *(result for result, _, _ in more)), 1):
+        if result is not None:
+            name = f"straightened {head}" if more else "straightened"
+            tiles.append((name, draw_example(result, None, None, factor=2)))
     big, normal, small = _font(20, bold=True), _font(14), _font(12)
     pad, gap = 24, 20
     mono = _font(14, mono=True)
@@ -330,6 +348,9 @@ def _tiles(name: str, images: Any) -> np.ndarray:
     if images.dtype != np.uint8:
         images = np.nan_to_num(images.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
         images = np.clip(images, 0.0, 1.0) * 255.0
+    if images.shape[3] == 2:
+        images = np.minimum(images.astype(np.float32) @ PAIR, 255.0)
+        images = np.rint(images).astype(np.uint8)
     if images.shape[3] != 3:
         images = images.mean(axis=3, dtype=np.float32, keepdims=True)
     if images.dtype != np.uint8:
@@ -359,30 +380,58 @@ def _zone(
     tile: Image.Image,
     corner: tuple[int, int],
     size: tuple[int, int],
-    path: np.ndarray | None,
-    within: Sequence[np.ndarray],
+    paths: Sequence[np.ndarray],
+    within: Sequence[Sequence[np.ndarray]],
     background: Color | tuple[int, int, int, int] = CARD,
 ) -> Image.Image:
-    """The input with its margin and, if there is one, the outline over both."""
+    """The input with its margin and, over both, the outline of each head and lines inside."""
     s = SMOOTH
     zone = Image.new("RGB" if len(background) == 3 else "RGBA", size, background)
     x, y = corner
     ImageDraw.Draw(zone).rectangle((x - 1, y - 1, x + tile.width, y + tile.height), EDGE)
     zone.paste(tile, corner)
-    if path is None:
+    if not paths:
         return zone
     zone = zone.resize((size[0] * s, size[1] * s), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(zone)
     low, high = -20.0 * s, np.array(size) * s + 20.0 * s
-    outline = _strokes(path * s, low, high)
-    thin = [stroke for line in within for stroke in _strokes(line * s, low, high, closed=False)]
-    for strokes, widths in ((thin, (1.7, 1.0)), (outline, (3.5, 2.2))):
-        for color, thickness in zip((HALO, OUTLINE), widths, strict=True):
-            for stroke in strokes:
-                draw.line(stroke, color, round(thickness * s), joint="curve")
-    if len(path) and np.isfinite(path[0]).all() and np.abs(path[0]).max() < 1e5:
-        _draw_dot(draw, path[0, 0] * s, path[0, 1] * s, s)
+    for head, (path, lines) in enumerate(zip(paths, within, strict=True)):
+        outline = _strokes(path * s, low, high)
+        thin = [stroke for line in lines for stroke in _strokes(line * s, low, high, closed=False)]
+        for strokes, widths in ((thin, (1.7, 1.0)), (outline, (3.5, 2.2))):
+            for color, thickness in zip((HALO, _color(head)), widths, strict=True):
+                for stroke in strokes:
+                    draw.line(stroke, color, round(thickness * s), joint="curve")
+        if len(path) and np.isfinite(path[0]).all() and np.abs(path[0]).max() < 1e5:
+            _draw_dot(draw, path[0, 0] * s, path[0, 1] * s, s, _color(head))
     return zone.reduce(s)
+
+
+def _color(head: int) -> Color:
+    """The color of the outline of a head."""
+    return (OUTLINE, *OTHERS)[head % (1 + len(OTHERS))]
+
+
+def _paste_result(
+    picture: Image.Image,
+    result: np.ndarray,
+    at: tuple[int, int],
+    size: tuple[int, int],
+    color: Color | None,
+) -> None:
+    """Draw what a head gives, framed in its color, with the mark of the first corner."""
+    x, y = at
+    edge = 1 if color is None else 2
+    box = (x - edge, y - edge, x + size[0] + edge - 1, y + size[1] + edge - 1)
+    ImageDraw.Draw(picture).rectangle(box, color or EDGE)
+    picture.paste(_magnify(result, size), at)
+    if color is not None:
+        dot = _dot(color)
+        place = (x - 1 - dot.width // 2, y - 1 - dot.height // 2)
+        if picture.mode == "RGBA":
+            picture.alpha_composite(dot, place)
+        else:
+            picture.paste(dot, place, dot)
 
 
 def _strokes(
@@ -416,17 +465,19 @@ def _strokes(
     return strokes
 
 
-def _draw_dot(draw: ImageDraw.ImageDraw, x: float, y: float, s: int) -> None:
-    for radius, color in ((6.0, HALO), (5.2, PAPER), (3.4, OUTLINE)):
+def _draw_dot(
+    draw: ImageDraw.ImageDraw, x: float, y: float, s: int, color: Color = OUTLINE
+) -> None:
+    for radius, fill in ((6.0, HALO), (5.2, PAPER), (3.4, color)):
         r = radius * s
-        draw.ellipse((x - r, y - r, x + r, y + r), color)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill)
 
 
-def _dot() -> Image.Image:
+def _dot(color: Color = OUTLINE) -> Image.Image:
     """The mark of the first corner, for pasting."""
     s = SMOOTH * 2
     dot = Image.new("RGBA", (13 * s, 13 * s), (*HALO, 0))
-    _draw_dot(ImageDraw.Draw(dot), 6.5 * s, 6.5 * s, s)
+    _draw_dot(ImageDraw.Draw(dot), 6.5 * s, 6.5 * s, s, color)
     return dot.reduce(s)
 
 

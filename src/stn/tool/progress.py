@@ -56,10 +56,10 @@ class Progress:
 
     def epoch_done(self, record: dict[str, Any], *, best: bool) -> None:
         """Print the line of a finished epoch."""
+        shown = ("loss", "accuracy", "val_loss", "val_accuracy", "mean_iou")
+        numbers = "  ".join(f"{key} {record[key]:.4f}" for key in shown if key in record)
         self.say(
-            f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  accuracy "
-            f"{record['accuracy']:.4f}  val_loss {record['val_loss']:.4f}  val_accuracy "
-            f"{record['val_accuracy']:.4f}  {record['images_per_second']:.0f} images/s  "
+            f"epoch {record['epoch']:3d}  {numbers}  {record['images_per_second']:.0f} images/s  "
             f"{record['seconds']:.1f} s{'  best' if best else ''}"
         )
 
@@ -70,8 +70,9 @@ class EpochBar:
     def __init__(self, bar: bars.Progress, task: Any):
         self._bar, self._task, self._begun = bar, task, time.perf_counter()
 
-    def update(self, steps: int, loss: float, accuracy: float, batch_size: int) -> None:
+    def update(self, steps: int, loss: float, accuracy: float | None, batch_size: int) -> None:
         """Show how far the epoch is, with its running means."""
         rate = steps * batch_size / (time.perf_counter() - self._begun)
-        numbers = f"loss {loss:.4f}  accuracy {accuracy:.4f}  {rate:.0f} images/s"
+        measured = "" if accuracy is None else f"accuracy {accuracy:.4f}  "
+        numbers = f"loss {loss:.4f}  {measured}{rate:.0f} images/s"
         self._bar.update(self._task, completed=steps, numbers=numbers)

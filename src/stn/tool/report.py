@@ -93,6 +93,8 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         "control": _beside(comparison.summarize(run), beside),
         "differences": beside["differences"] if beside else [],
         "transformed": _transform(config) is not None,
+        "heads": config.get("heads", 1),
+        "task": config.get("task"),
         "film": film,
         "film_note": film_note,
         "shots": _shots(run.frames()),
@@ -190,12 +192,26 @@ def _sentence(config: dict[str, Any], metrics: dict[str, Any], names: list[str])
     images = f"{count:,} images" if plots.is_number(count) else "images"
     text = f"The {model} model {layer} spatial transformer learned from {images}"
     text += f" of the {pages.plain(config.get('data', '?'))} data"
-    text += f" to tell {len(names)} classes apart" if names else ""
+    if config.get("task") == "colocalization":
+        return _colocalization_sentence(config)
+    if config.get("task") == "addition":
+        text += " to add two digits, each in an image of its own"
+    elif names:
+        text += f" to tell {len(names)} classes apart"
     distort = config.get("distort")
     if distort not in (None, "", "none"):
         how = _DISTORTIONS.get(str(distort), f"distorted ({pages.plain(distort)})")
         text += f"; the images are {how}"
     return text + "."
+
+
+def _colocalization_sentence(config: dict[str, Any]) -> str:
+    clutter = " among patches of other images" if config.get("distort") == "TC" else ""
+    return (
+        f"A window learned to find what {config.get('batch_size')} canvases of the "
+        f"{pages.plain(config.get('data', '?'))} data have in common, without labels or boxes: "
+        f"the class {pages.plain(config.get('object_class'))}, placed at random{clutter}."
+    )
 
 
 def _notice(config: dict[str, Any], history: list[dict[str, Any]], metrics: dict[str, Any]) -> str:
@@ -221,9 +237,18 @@ def _headline(
     def add(label: str, value: str, note: str = "") -> None:
         numbers.append({"label": label, "value": value, "note": note})
 
+    if config.get("task") == "colocalization":
+        last = metrics or (history[-1] if history else {})
+        count = last.get("count", config.get("batch_size"))
+        share = last.get("accuracy")
+        value = f"{share:.0%}" if plots.is_number(share) else "—"
+        add("Found", value, f"of {count} canvases, overlap above 0.5")
+        overlap = last.get("mean_iou")
+        value = f"{overlap:.2f}" if plots.is_number(overlap) else "—"
+        add("Mean overlap", value, "intersection over union")
     best = next((r for r in history if best_epoch and r.get("epoch") == best_epoch), {})
     validated = validation.get("accuracy", best.get("val_accuracy"))
-    if metrics:
+    if metrics and config.get("task") != "colocalization":
         accuracy, count = test.get("accuracy"), test.get("count")
         note = ""
         if plots.is_number(accuracy) and plots.is_number(count):

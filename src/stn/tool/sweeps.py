@@ -86,6 +86,7 @@ def sweep(
         one if isinstance(one, runs.Run) else runs.Run.open(one)
         for one in (run, *([] if control is None else [control]))
     ]
+    evaluation.check_task(opened[0], "to disturb its images", "classification")
     for one in opened[1:]:
         controls.check(opened[0], one)
     results: dict[str, Any] = {
@@ -136,12 +137,12 @@ def turns_left_over(
     from stn import models
 
     distortion = evaluation.distortion_of(config)
-    if not distortion.angle or distortion.families != ("affine",):
+    if not distortion.angle or distortion.families != ("affine",) or distortion.apart:
         return None
     rng = np.random.default_rng((config.seed, _SWEEP))
     images = images[rng.permutation(len(images))[:count]]
     size, canvas = images.shape[1:3], tuple(model.input_shape[1:3])
-    grid = keras.Model(model.input, model.get_layer(models.TRANSFORMER).output[2])
+    grid = keras.Model(model.input, models.looks(model)[0][2])
     params = distortion.params(len(images), size, rng)
     back = np.tile(np.eye(3), (len(images), 1, 1))
     back[:, :2] = params.reshape(-1, 2, 3)
@@ -182,7 +183,7 @@ class _Reader:
         outputs = {"probabilities": model.output}
         self._transforms = config.transform != "none"
         if self._transforms:
-            outputs["grid"] = model.get_layer(models.TRANSFORMER).output[2]
+            outputs["grid"] = models.looks(model)[0][2]
         self._probe = keras.Model(model.input, outputs)
 
     def read(self, strength: float) -> tuple[np.ndarray, np.ndarray | None]:

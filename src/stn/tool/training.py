@@ -7,6 +7,7 @@ uninterrupted one would be.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -38,11 +39,13 @@ from stn.tool import (
 )
 from stn.tool.board import Board
 from stn.tool.config import Config, UserError
-from stn.tool.data import distortions
+from stn.tool.data import addition, distortions
 from stn.tool.evaluation import (
+    TEST,
     background_of,
     distorted_test,
     distortion_of,
+    for_task,
     load_split,
     predict_probabilities,
     score,
@@ -91,9 +94,9 @@ def train(
     run = runs.Run(out)
     config = resolve(config)
     if resume:
-        _check_resumable(run, config)
+        check_resumable(run, config)
     else:
-        _check_free(run, overwrite)
+        check_free(run, overwrite)
     board = Board(run, wanted=config.tensorboard)
 
     # Data. The test images are loaded at the end, when everything has been decided.
@@ -103,10 +106,14 @@ def train(
         shape = whole.images.shape[1:]
         train_split, validation_split = data.carve(whole, config.validation, seed=config.seed)
         del whole  # half of the memory of a large data set
+        names, validation_split = for_task(config, names, validation_split, _VALIDATION)
         distortion = distortion_of(config)
-        input_shape = (*distortion.output_size(shape[:2]), shape[-1])
+        channels = validation_split.images.shape[-1]
+        input_shape = (*distortion.output_size(shape[:2]), channels)
         _check_data(config, names, train_split, validation_split)
         background, kind = background_of(train_split.images)
+        if background is not None:
+            background = np.tile(background, channels // shape[-1])
         validation_images = distortions.distort_all(
             validation_split.images, distortion, (config.seed, _VALIDATION)
         )
@@ -126,13 +133,13 @@ def train(
     )
     monitor = Monitor(run, config, model, validation_images, validation_split.labels, names)
     lookout = alarms.Lookout(model, config, validation_images, validation_split.labels)
-    summary = _summary(model)
+    summary = summarize(model)
     if resume:
         run.clear_unfinished()
     else:
-        _create(run, config, overwrite)
+        create(run, config, overwrite)
     if run.checkpoint_file.exists():
-        state = _restore(run, model)
+        state = restore(run, model)
         best = state.pop("best")
         runs.write_json(run.history_file, state["history"])  # may be an epoch behind
     else:
@@ -153,7 +160,7 @@ def train(
         )
         monitor.draw(0)
         board.add(0, {}, run.frame_file(0))
-        _save(run, model, state, best)
+        save(run, model, state, best)
     progress.say(summary)
     progress.say(_plan(config, len(names), train_split, validation_split, run))
 
@@ -166,7 +173,7 @@ def train(
         batches.epoch = epoch
         rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
         with progress.epoch(epoch, config.epochs, steps) as bar:
-            watcher = _Watcher(bar, epoch, config, run)
+            watcher = Watcher(bar, epoch, config, run)
             logs = model.fit(
                 batches, epochs=1, shuffle=False, verbose=0, callbacks=[watcher]
             ).history
@@ -194,11 +201,11 @@ def train(
         if record["val_loss"] < state["best_loss"]:
             state |= {"best_loss": record["val_loss"], "best_epoch": epoch}
             best = model.get_weights()
-            _save_model(run, model)
+            save_model(run, model)
         state["seconds"] += time.perf_counter() - started
         monitor.draw(epoch)
         board.add(epoch, record, run.frame_file(epoch))
-        _save(run, model, state, best)
+        save(run, model, state, best)
         runs.write_json(run.history_file, state["history"])
         progress.epoch_done(record, best=state["best_epoch"] == epoch)
         for alarm in alarms.new(state["history"], config):
@@ -208,9 +215,9 @@ def train(
 
     # The best weights, tested once.
     model.set_weights(best)
-    _save_model(run, model)
+    save_model(run, model)
     with progress.step("Testing the best model, drawing the report"):
-        test = _load_test(config, shape, run)
+        _, test = for_task(config, *_load_test(config, shape, run), TEST)
         test_images = distorted_test(config, test)
         probabilities = predict_probabilities(model, test_images)
         results = score(probabilities, test.labels, names)
@@ -219,10 +226,11 @@ def train(
         straightened, turned = {}, None
         if config.transform != "none":
             seen = alignment.survey(model, test_images, test.labels, len(names))
-            straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
-            with runs.atomic(run.averages_file) as temporary:
-                averages = seen["inputs"].means(), seen["outputs"].means()
-                pictures.draw_averages(*averages, names).save(temporary)
+            if config.task == "classification":  # images of the same sum are not alike
+                straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
+                with runs.atomic(run.averages_file) as temporary:
+                    averages = seen["inputs"].means(), seen["outputs"].means()
+                    pictures.draw_averages(*averages, names).save(temporary)
             plots.draw_theta(seen["quantities"], run.theta_file)
             turned = sweeps.turns_left_over(model, config, test.images)
         best_record = state["history"][state["best_epoch"] - 1]
@@ -274,9 +282,10 @@ class _Batches(keras.utils.PyDataset):
         self._config, self._split = config, split
         self._augmented = self._plain = distortion
         # A distortion draws every image anew already.
-        if distortion == distortions.DISTORTIONS["none"] and (config.augment or config.elastic):
+        if distortion.idle and (config.augment or config.elastic):
             beyond = "zeros" if background == "dark" else "border"
-            self._augmented = distortions.augmentation(config.augment, config.elastic, beyond)
+            small = distortions.augmentation(config.augment, config.elastic, beyond)
+            self._augmented = dataclasses.replace(small, apart=distortion.apart)
         self.epoch = 1
 
     @property
@@ -291,21 +300,26 @@ class _Batches(keras.utils.PyDataset):
         # What augmentation blurs and bends is gone for good: at the end they are seen as they are.
         sharp = epoch > self._config.epochs - self._config.sharp_epochs
         self._distortion = self._plain if sharp else self._augmented
+        if self._config.task == "addition":
+            self._others = rng.permutation(len(self._split))
 
     def __len__(self) -> int:
         return len(self._split) // self._config.batch_size
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         size = self._config.batch_size
-        chosen = self._order[index * size : (index + 1) * size]
-        images, labels = self._split.images[chosen], self._split.labels[chosen]
-        if self._distortion != distortions.DISTORTIONS["none"]:
+        part = slice(index * size, (index + 1) * size)
+        chosen = self._split.take(self._order[part])
+        if self._config.task == "addition":
+            chosen = addition.pair(chosen, self._split.take(self._others[part]))
+        images = chosen.images
+        if not self._distortion.idle:
             rng = np.random.default_rng((self._config.seed, _TRAINING, self._epoch, index))
             images = self._distortion(images, rng)
-        return images, labels
+        return images, chosen.labels
 
 
-class _Watcher(keras.callbacks.Callback):
+class Watcher(keras.callbacks.Callback):
     """Seeds an epoch, shows progress, and stops at a loss that is not a number."""
 
     def __init__(self, bar: Any, epoch: int, config: Config, run: runs.Run):
@@ -313,16 +327,18 @@ class _Watcher(keras.callbacks.Callback):
         self._bar, self._epoch, self._config, self._run = bar, epoch, config, run
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Seed what has a random state of its own."""
         # PyTorch draws dropout from a state of its own, which no variable of the model holds. Not
         # before `fit`: building the metrics draws from it too, in the first epoch of a process.
         seeds = np.random.SeedSequence((self._config.seed, _TRAINING, self._epoch))
         keras.utils.set_random_seed(int(seeds.generate_state(1)[0]))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Show the step, and look at its loss."""
         loss = float(logs["loss"])
         if not math.isfinite(loss):
             raise TrainingError(_diverged(self._epoch, batch + 1, self._config, self._run))
-        self._bar.update(batch + 1, loss, float(logs["accuracy"]), self._config.batch_size)
+        self._bar.update(batch + 1, loss, logs.get("accuracy"), self._config.batch_size)
 
 
 def _diverged(epoch: int, step: int, config: Config, run: runs.Run) -> str:
@@ -349,9 +365,11 @@ def _fewer(whole: data.Split, config: Config) -> data.Split:
     return whole.take(np.sort(order[: config.train_images]))
 
 
-def _load_test(config: Config, shape: tuple[int, ...], run: runs.Run) -> data.Split:
+def _load_test(
+    config: Config, shape: tuple[int, ...], run: runs.Run
+) -> tuple[tuple[str, ...], data.Split]:
     try:
-        _, test = load_split(config, "test", channels=shape[-1])
+        names, test = load_split(config, "test", channels=shape[-1])
         if test.images.shape[1:] != shape:
             raise UserError(
                 f"Expected test images of the shape of the training images, {shape}. "
@@ -362,7 +380,7 @@ def _load_test(config: Config, shape: tuple[int, ...], run: runs.Run) -> data.Sp
             f"{error}. Training is done and kept; when this is mended, go on with: "
             f"stn train --resume {run.path}"
         ) from error
-    return test
+    return names, test
 
 
 def resolve(config: Config) -> Config:
@@ -383,7 +401,8 @@ def _absolute(path: str) -> str:
         raise UserError(f"Expected the path of a folder. Received: {path!r} ({error})") from error
 
 
-def _check_free(run: runs.Run, overwrite: bool) -> None:
+def check_free(run: runs.Run, overwrite: bool) -> None:
+    """Make sure that a new run may be written to a folder."""
     if not run.path.exists():
         return
     if not run.path.is_dir():
@@ -402,7 +421,8 @@ def _check_free(run: runs.Run, overwrite: bool) -> None:
         )
 
 
-def _check_resumable(run: runs.Run, config: Config) -> None:
+def check_resumable(run: runs.Run, config: Config) -> None:
+    """Make sure that a run can go on, as if it had never stopped, with this configuration."""
     run = runs.Run.open(run.path)
     before, now = run.config.model_dump(), config.model_dump()
     changed = [key for key in now if now[key] != before[key]]
@@ -437,7 +457,7 @@ def _check_data(
         )
 
 
-def _create(run: runs.Run, config: Config, overwrite: bool) -> None:
+def create(run: runs.Run, config: Config, overwrite: bool) -> None:
     """Make the run folder appear at once, with all that is needed to resume it."""
     if overwrite and run.config_file.exists():
         run.clear()
@@ -459,7 +479,8 @@ def _out_of_patience(config: Config, state: dict[str, Any]) -> bool:
     return 0 < config.patience <= waited
 
 
-def _save_model(run: runs.Run, model: keras.Model) -> None:
+def save_model(run: runs.Run, model: keras.Model) -> None:
+    """Write a model to be used, not to be trained further."""
     # Without optimizer and loss: a third of the size, and Keras can load it without our code for
     # training.
     bare = keras.Model(model.input, model.output, name=model.name)
@@ -467,7 +488,7 @@ def _save_model(run: runs.Run, model: keras.Model) -> None:
         bare.save(temporary)
 
 
-def _save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]) -> None:
+def save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]) -> None:
     """Write all state of the training to one file, at once."""
     arrays: dict[str, Any] = {f"best/{i}": weight for i, weight in enumerate(best)}
     for i, variable in enumerate([*model.variables, *model.optimizer.variables]):
@@ -477,8 +498,8 @@ def _save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[n
         np.savez(temporary, **arrays)
 
 
-def _restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
-    """Put everything back as `_save` found it; returns its state, with the best weights."""
+def restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
+    """Put everything back as `save` found it; returns its state, with the best weights."""
     variables = [*model.variables, *model.optimizer.variables]
     try:
         with run.checkpoint_file.open("rb") as file, np.load(file) as arrays:
@@ -494,7 +515,8 @@ def _restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
     return state
 
 
-def _summary(model: keras.Model) -> str:
+def summarize(model: keras.Model) -> str:
+    """The model layer by layer, as wide as it takes."""
     lines: list[str] = []
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "96"  # Keras cuts off what is wider than the terminal, if there is one

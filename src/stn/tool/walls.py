@@ -61,14 +61,21 @@ def hang(
         "guesses": probabilities[chosen].argmax(-1),
         "probabilities": probabilities[chosen].max(-1),
     }
-    if seen.straight is not None:
-        arrays["outputs"] = np.rint(np.clip(seen.straight, 0, 1) * 255).astype("uint8")
-        arrays["outlines"] = seen.outlines
-        arrays["words"] = np.array([alignment.in_words(about) for about in seen.about])
-        if seen.lines:
-            arrays["lines"] = np.stack(seen.lines, axis=1)
+    if seen.looks:
+        arrays["words"] = np.array(seen.tell(alignment.in_words))
+    for head, look in enumerate(seen.looks):
+        of = _of(head)
+        arrays[f"outputs{of}"] = np.rint(np.clip(look.straight, 0, 1) * 255).astype("uint8")
+        arrays[f"outlines{of}"] = look.outlines
+        if look.lines:
+            arrays[f"lines{of}"] = np.stack(look.lines, axis=1)
     with runs.atomic(run.wall_file) as temporary:
         np.savez_compressed(temporary, **arrays)
+
+
+def _of(head: int) -> str:
+    """What the names of the arrays of a head end with."""
+    return f"_{head + 1}" if head else ""
 
 
 def cards(run: runs.Run, *, worst: bool) -> list[dict[str, Any]]:
@@ -97,13 +104,17 @@ def cards(run: runs.Run, *, worst: bool) -> list[dict[str, Any]]:
             found[key]  # is it there?
     names = run.dataset["class_names"]
     shown = []
+    heads = sum(name.startswith("outputs") for name in found)
     for i, index in enumerate(found["index"]):
-        picture = pictures.draw_example(
-            found["inputs"][i],
-            found["outputs"][i] if "outputs" in found else None,
-            found["outlines"][i] if "outlines" in found else None,
-            lines=found["lines"][i] if "lines" in found else (),
-        )
+        drawn = []
+        for head in range(max(heads, 1)):
+            output, outline, lines = (
+                found[key][i] if (key := f"{name}{_of(head)}") in found else None
+                for name in ("outputs", "outlines", "lines")
+            )
+            drawn.append((output, outline, () if lines is None else lines))
+        (output, outline, lines), *more = drawn
+        picture = pictures.draw_example(found["inputs"][i], output, outline, lines=lines, more=more)
         shown.append(
             pages.embed_picture(picture)
             | {

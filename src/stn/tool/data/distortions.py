@@ -6,6 +6,7 @@ canvases and shifts grow in proportion for other sizes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Distortion:
             placed anywhere it fits.
         distractors: Number of patches of other images scattered over the canvas.
         padding: What is beyond the image; see `stn.sample`.
+        apart: Whether each channel is an image of its own, and drawn by itself.
     """
 
     angle: float = 0.0
@@ -44,6 +46,12 @@ class Distortion:
     canvas: float = 1.0
     distractors: int = 0
     padding: str = "zeros"
+    apart: bool = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether images stay as they are."""
+        return dataclasses.replace(self, apart=False) == Distortion()
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -98,34 +106,50 @@ class Distortion:
         Returns:
             uint8 `(count, *output_size, channels)`.
         """
+        if self.apart and images.shape[-1] > 1:
+            channels = np.split(images, images.shape[-1], axis=-1)
+            return np.concatenate([self(one, rng) for one in channels], axis=-1)
         size = images.shape[1:3]
         output_size = self.output_size(size)
         warp = _compiled_warp(images.shape[1:], output_size, self.families, self.padding)
         warped = warp(images, self.params(len(images), size, rng))
-        return self._scatter(warped, images, rng) if self.distractors else warped
+        return scatter(warped, images, self.distractors, rng) if self.distractors else warped
 
-    def _scatter(self, canvas: np.ndarray, images: np.ndarray, rng: np.random.Generator) -> Any:
-        count, height, width = images.shape[:3]
-        patch = max(1, round(min(height, width) * 6 / 28))
-        steps = np.arange(patch)
-        for _ in range(self.distractors):
-            sources = rng.integers(count, size=count)
-            rows, columns = (rng.integers(n - patch + 1, size=count) for n in (height, width))
-            to_rows, to_columns = (
-                rng.integers(n - patch + 1, size=count) for n in canvas.shape[1:3]
-            )
-            pieces = images[
-                sources[:, None, None],
-                rows[:, None, None] + steps[:, None],
-                columns[:, None, None] + steps,
-            ]
-            where = (
-                np.arange(count)[:, None, None],
-                to_rows[:, None, None] + steps[:, None],
-                to_columns[:, None, None] + steps,
-            )
-            canvas[where] = np.maximum(canvas[where], pieces)
-        return canvas
+
+def scatter(
+    canvas: np.ndarray, sources: np.ndarray, patches: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Scatter patches of images over canvases, in place; where two meet, the brighter one shows.
+
+    Args:
+        canvas: uint8 `(count, height, width, channels)`.
+        sources: The images to take patches of, uint8; each patch is 6 pixels of 28 wide.
+        patches: How many on each canvas.
+        rng: Where the randomness comes from.
+
+    Returns:
+        The canvases.
+    """
+    count = len(canvas)
+    number, height, width = sources.shape[:3]
+    patch = max(1, round(min(height, width) * 6 / 28))
+    steps = np.arange(patch)
+    for _ in range(patches):
+        chosen = rng.integers(number, size=count)
+        rows, columns = (rng.integers(n - patch + 1, size=count) for n in (height, width))
+        to_rows, to_columns = (rng.integers(n - patch + 1, size=count) for n in canvas.shape[1:3])
+        pieces = sources[
+            chosen[:, None, None],
+            rows[:, None, None] + steps[:, None],
+            columns[:, None, None] + steps,
+        ]
+        where = (
+            np.arange(count)[:, None, None],
+            to_rows[:, None, None] + steps[:, None],
+            to_columns[:, None, None] + steps,
+        )
+        canvas[where] = np.maximum(canvas[where], pieces)
+    return canvas
 
 
 DISTORTIONS: dict[str, Distortion] = {
@@ -179,7 +203,7 @@ def distort_all(
     Returns:
         uint8 `(count, *output_size, channels)`.
     """
-    if distortion == DISTORTIONS["none"]:
+    if distortion.idle:
         return images
     rng = np.random.default_rng(seed)
     size = distortion.output_size(images.shape[1:3])
