@@ -20,7 +20,7 @@ from keras import layers, ops
 
 import stn
 from stn import grids, models, transforms
-from stn.tool import data, environment, films, pictures, plots, report, runs, training
+from stn.tool import checkpoints, data, environment, films, pictures, plots, report, runs, training
 from stn.tool.board import Board
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
@@ -74,11 +74,11 @@ def train(
     begun = time.perf_counter()
     progress = progress or Progress(quiet=True)
     run = runs.Run(out)
-    config = training.resolve(_check(config))
+    config = checkpoints.resolve(_check(config))
     if resume:
-        training.check_resumable(run, config)
+        checkpoints.check_resumable(run, config)
     else:
-        training.check_free(run, overwrite)
+        checkpoints.check_free(run, overwrite)
     board = Board(run, wanted=config.tensorboard)
 
     # Data. Where the objects are is known here, but only used to see how well they are found.
@@ -96,11 +96,11 @@ def train(
     size = digits.images.shape[1:3]
     locator = build_locator(scenes.images.shape[1:], size)
     classifier, encoder = build_encoder(digits.images.shape[1:], len(names) + 1)
-    summary = training.summarize(locator)
+    summary = checkpoints.summarize(locator)
     if resume:
         run.clear_unfinished()
     else:
-        training.create(run, config, overwrite)
+        checkpoints.create(run, config, overwrite)
     new, encoder_accuracy = not run.checkpoint_file.exists(), 0.0
     if new:
         with progress.step("Training the encoder to tell digits apart"):
@@ -110,7 +110,7 @@ def train(
     encoder.trainable = False
     model = _build_trainer(config, locator, encoder)
     if not new:
-        state = training.restore(run, model)
+        state = checkpoints.restore(run, model)
         del state["best"]
         runs.write_json(run.history_file, state["history"])  # may be an epoch behind
     else:
@@ -128,7 +128,7 @@ def train(
         )
         _draw(run, config, 0, locator, scenes, zoom_at(0, config.epochs))
         board.add(0, {}, run.frame_file(0))
-        training.save(run, model, state, model.get_weights())
+        checkpoints.save(run, model, state, model.get_weights())
     progress.say(summary)
     progress.say(
         f"{len(scenes.images)} canvases with {config.object_class!r} of {config.data}, distortion "
@@ -159,10 +159,10 @@ def train(
         }
         state["history"].append(record)
         state["seconds"] += time.perf_counter() - started
-        training.save_model(run, locator)
+        checkpoints.save_model(run, locator)
         _draw(run, config, epoch, locator, scenes, zoom)
         board.add(epoch, record, run.frame_file(epoch))
-        training.save(run, model, state, model.get_weights())
+        checkpoints.save(run, model, state, model.get_weights())
         runs.write_json(run.history_file, state["history"])
         progress.epoch_done(record, best=False)
     board.close()

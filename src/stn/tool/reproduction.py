@@ -202,11 +202,11 @@ def _folder(cell: Cell, seed: Any) -> str:
 def _train(config: Config, folder: Path, number: str, progress: Progress) -> None:
     import keras
 
-    from stn.tool import training
+    from stn.tool import checkpoints, training
 
     run = runs.Run(folder)
     if run.metrics_file.exists():
-        before, now = run.config.model_dump(), training.resolve(config).model_dump()
+        before, now = run.config.model_dump(), checkpoints.resolve(config).model_dump()
         changed = [key for key in now if now[key] != before[key]]
         if changed:
             raise UserError(

@@ -8,15 +8,10 @@ uninterrupted one would be.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-import tempfile
 import time
-import zipfile
-import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -25,6 +20,7 @@ import numpy as np
 from stn.tool import (
     alarms,
     alignment,
+    checkpoints,
     data,
     environment,
     examples,
@@ -92,11 +88,11 @@ def train(
     begun = time.perf_counter()
     progress = progress or Progress(quiet=True)
     run = runs.Run(out)
-    config = resolve(config)
+    config = checkpoints.resolve(config)
     if resume:
-        check_resumable(run, config)
+        checkpoints.check_resumable(run, config)
     else:
-        check_free(run, overwrite)
+        checkpoints.check_free(run, overwrite)
     board = Board(run, wanted=config.tensorboard)
 
     # Data. The test images are loaded at the end, when everything has been decided.
@@ -133,13 +129,13 @@ def train(
     )
     monitor = Monitor(run, config, model, validation_images, validation_split.labels, names)
     lookout = alarms.Lookout(model, config, validation_images, validation_split.labels)
-    summary = summarize(model)
+    summary = checkpoints.summarize(model)
     if resume:
         run.clear_unfinished()
     else:
-        create(run, config, overwrite)
+        checkpoints.create(run, config, overwrite)
     if run.checkpoint_file.exists():
-        state = restore(run, model)
+        state = checkpoints.restore(run, model)
         best = state.pop("best")
         runs.write_json(run.history_file, state["history"])  # may be an epoch behind
     else:
@@ -160,7 +156,7 @@ def train(
         )
         monitor.draw(0)
         board.add(0, {}, run.frame_file(0))
-        save(run, model, state, best)
+        checkpoints.save(run, model, state, best)
     progress.say(summary)
     progress.say(_plan(config, len(names), train_split, validation_split, run))
 
@@ -201,11 +197,11 @@ def train(
         if record["val_loss"] < state["best_loss"]:
             state |= {"best_loss": record["val_loss"], "best_epoch": epoch}
             best = model.get_weights()
-            save_model(run, model)
+            checkpoints.save_model(run, model)
         state["seconds"] += time.perf_counter() - started
         monitor.draw(epoch)
         board.add(epoch, record, run.frame_file(epoch))
-        save(run, model, state, best)
+        checkpoints.save(run, model, state, best)
         runs.write_json(run.history_file, state["history"])
         progress.epoch_done(record, best=state["best_epoch"] == epoch)
         for alarm in alarms.new(state["history"], config):
@@ -215,7 +211,7 @@ def train(
 
     # The best weights, tested once.
     model.set_weights(best)
-    save_model(run, model)
+    checkpoints.save_model(run, model)
     with progress.step("Testing the best model, drawing the report"):
         _, test = for_task(config, *_load_test(config, shape, run), TEST)
         test_images = distorted_test(config, test)
@@ -383,63 +379,6 @@ def _load_test(
     return names, test
 
 
-def resolve(config: Config) -> Config:
-    """Fill in what was left to us, so that the run folder says what really happened."""
-    kind, _, folder = config.data.partition(":")
-    return config.replace(
-        data=f"folder:{_absolute(folder)}" if kind == "folder" and folder else config.data,
-        data_dir=None if config.data_dir is None else _absolute(config.data_dir),
-        distort=config.distort or data.default_distortion(config.data),
-        backend=keras.backend.backend(),
-    )
-
-
-def _absolute(path: str) -> str:
-    try:
-        return str(Path(path).expanduser().absolute())
-    except RuntimeError as error:  # "~" and the name of nobody
-        raise UserError(f"Expected the path of a folder. Received: {path!r} ({error})") from error
-
-
-def check_free(run: runs.Run, overwrite: bool) -> None:
-    """Make sure that a new run may be written to a folder."""
-    if not run.path.exists():
-        return
-    if not run.path.is_dir():
-        raise UserError(f"Expected a folder to write the run to. Received: {run.path}, a file")
-    if not any(run.path.iterdir()):
-        return
-    if not (run.config_file.exists() and run.environment_file.exists()):
-        raise UserError(
-            f"Expected a new or empty folder, or an earlier run. Received: {run.path}, which holds "
-            "other files; choose another --out"
-        )
-    if not overwrite:
-        raise UserError(
-            f"Expected a new run folder. Received: {run.path}, which holds a run; go on with it "
-            f"(--resume {run.path}), replace it (--overwrite), or choose another --out"
-        )
-
-
-def check_resumable(run: runs.Run, config: Config) -> None:
-    """Make sure that a run can go on, as if it had never stopped, with this configuration."""
-    run = runs.Run.open(run.path)
-    before, now = run.config.model_dump(), config.model_dump()
-    changed = [key for key in now if now[key] != before[key]]
-    if changed:
-        raise UserError(
-            "Expected the configuration of the run that is resumed. Received other values for: "
-            + ", ".join(f"{key}={now[key]!r} (the run has {before[key]!r})" for key in changed)
-        )
-    backend = keras.backend.backend()
-    version = environment.version_of(backend)
-    if (was := run.environment["backend_version"]) != version:
-        raise UserError(
-            f"Expected {backend} {was}, with which the run was started. Received: {version}; "
-            "the result would not be exact. Install that version, or train again"
-        )
-
-
 def _check_data(
     config: Config, names: Sequence[str], train_split: data.Split, validation: data.Split
 ) -> None:
@@ -457,76 +396,9 @@ def _check_data(
         )
 
 
-def create(run: runs.Run, config: Config, overwrite: bool) -> None:
-    """Make the run folder appear at once, with all that is needed to resume it."""
-    if overwrite and run.config_file.exists():
-        run.clear()
-    parent = run.path.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{run.path.name}-") as folder:
-        new = runs.Run(Path(folder) / run.path.name)
-        runs.write_text(new.config_file, config.to_toml())
-        runs.write_json(new.environment_file, environment.describe())
-        if run.path.exists() and any(run.path.iterdir()):  # someone else's files after --overwrite
-            for file in new.path.iterdir():
-                file.replace(run.path / file.name)
-        else:
-            new.path.replace(run.path)
-
-
 def _out_of_patience(config: Config, state: dict[str, Any]) -> bool:
     waited = len(state["history"]) - state["best_epoch"]
     return 0 < config.patience <= waited
-
-
-def save_model(run: runs.Run, model: keras.Model) -> None:
-    """Write a model to be used, not to be trained further."""
-    # Without optimizer and loss: a third of the size, and Keras can load it without our code for
-    # training.
-    bare = keras.Model(model.input, model.output, name=model.name)
-    with runs.atomic(run.model_file) as temporary:
-        bare.save(temporary)
-
-
-def save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]) -> None:
-    """Write all state of the training to one file, at once."""
-    arrays: dict[str, Any] = {f"best/{i}": weight for i, weight in enumerate(best)}
-    for i, variable in enumerate([*model.variables, *model.optimizer.variables]):
-        arrays[f"variable/{i}"] = keras.ops.convert_to_numpy(variable)
-    arrays["state"] = np.array(json.dumps(state))
-    with runs.atomic(run.checkpoint_file) as temporary:
-        np.savez(temporary, **arrays)
-
-
-def restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
-    """Put everything back as `save` found it; returns its state, with the best weights."""
-    variables = [*model.variables, *model.optimizer.variables]
-    try:
-        with run.checkpoint_file.open("rb") as file, np.load(file) as arrays:
-            state = json.loads(str(arrays["state"]))
-            state["best"] = [arrays[f"best/{i}"] for i in range(len(model.weights))]
-            for i, variable in enumerate(variables):
-                variable.assign(arrays[f"variable/{i}"])
-    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"Expected a checkpoint of this run. Received: {run.checkpoint_file}, which cannot be "
-            f"read ({error}); train again with --overwrite"
-        ) from error
-    return state
-
-
-def summarize(model: keras.Model) -> str:
-    """The model layer by layer, as wide as it takes."""
-    lines: list[str] = []
-    columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "96"  # Keras cuts off what is wider than the terminal, if there is one
-    try:
-        model.summary(print_fn=lines.append, expand_nested=True, line_length=78)
-    finally:
-        del os.environ["COLUMNS"]
-        if columns is not None:
-            os.environ["COLUMNS"] = columns
-    return "\n".join(lines).rstrip() + "\n"
 
 
 def _plan(

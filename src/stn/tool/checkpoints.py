@@ -1,0 +1,145 @@
+"""A run folder that training can begin, leave and come back to.
+
+After every epoch one atomic file holds all state there is, so that a run that was killed goes on
+exactly where an uninterrupted one would be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from stn.tool import data, environment, runs
+from stn.tool.config import Config, UserError
+
+
+def resolve(config: Config) -> Config:
+    """Fill in what was left to us, so that the run folder says what really happened."""
+    kind, _, folder = config.data.partition(":")
+    return config.replace(
+        data=f"folder:{_absolute(folder)}" if kind == "folder" and folder else config.data,
+        data_dir=None if config.data_dir is None else _absolute(config.data_dir),
+        distort=config.distort or data.default_distortion(config.data),
+        backend=keras.backend.backend(),
+    )
+
+
+def _absolute(path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:  # "~" and the name of nobody
+        raise UserError(f"Expected the path of a folder. Received: {path!r} ({error})") from error
+
+
+def check_free(run: runs.Run, overwrite: bool) -> None:
+    """Make sure that a new run may be written to a folder."""
+    if not run.path.exists():
+        return
+    if not run.path.is_dir():
+        raise UserError(f"Expected a folder to write the run to. Received: {run.path}, a file")
+    if not any(run.path.iterdir()):
+        return
+    if not (run.config_file.exists() and run.environment_file.exists()):
+        raise UserError(
+            f"Expected a new or empty folder, or an earlier run. Received: {run.path}, which holds "
+            "other files; choose another --out"
+        )
+    if not overwrite:
+        raise UserError(
+            f"Expected a new run folder. Received: {run.path}, which holds a run; go on with it "
+            f"(--resume {run.path}), replace it (--overwrite), or choose another --out"
+        )
+
+
+def check_resumable(run: runs.Run, config: Config) -> None:
+    """Make sure that a run can go on, as if it had never stopped, with this configuration."""
+    run = runs.Run.open(run.path)
+    before, now = run.config.model_dump(), config.model_dump()
+    changed = [key for key in now if now[key] != before[key]]
+    if changed:
+        raise UserError(
+            "Expected the configuration of the run that is resumed. Received other values for: "
+            + ", ".join(f"{key}={now[key]!r} (the run has {before[key]!r})" for key in changed)
+        )
+    backend = keras.backend.backend()
+    version = environment.version_of(backend)
+    if (was := run.environment["backend_version"]) != version:
+        raise UserError(
+            f"Expected {backend} {was}, with which the run was started. Received: {version}; "
+            "the result would not be exact. Install that version, or train again"
+        )
+
+
+def create(run: runs.Run, config: Config, overwrite: bool) -> None:
+    """Make the run folder appear at once, with all that is needed to resume it."""
+    if overwrite and run.config_file.exists():
+        run.clear()
+    parent = run.path.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{run.path.name}-") as folder:
+        new = runs.Run(Path(folder) / run.path.name)
+        runs.write_text(new.config_file, config.to_toml())
+        runs.write_json(new.environment_file, environment.describe())
+        if run.path.exists() and any(run.path.iterdir()):  # someone else's files after --overwrite
+            for file in new.path.iterdir():
+                file.replace(run.path / file.name)
+        else:
+            new.path.replace(run.path)
+
+
+def save_model(run: runs.Run, model: keras.Model) -> None:
+    """Write a model to be used, not to be trained further."""
+    # Without optimizer and loss: a third of the size, and Keras can load it without our code for
+    # training.
+    bare = keras.Model(model.input, model.output, name=model.name)
+    with runs.atomic(run.model_file) as temporary:
+        bare.save(temporary)
+
+
+def save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]) -> None:
+    """Write all state of the training to one file, at once."""
+    arrays: dict[str, Any] = {f"best/{i}": weight for i, weight in enumerate(best)}
+    for i, variable in enumerate([*model.variables, *model.optimizer.variables]):
+        arrays[f"variable/{i}"] = keras.ops.convert_to_numpy(variable)
+    arrays["state"] = np.array(json.dumps(state))
+    with runs.atomic(run.checkpoint_file) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
+    """Put everything back as `save` found it; returns its state, with the best weights."""
+    variables = [*model.variables, *model.optimizer.variables]
+    try:
+        with run.checkpoint_file.open("rb") as file, np.load(file) as arrays:
+            state = json.loads(str(arrays["state"]))
+            state["best"] = [arrays[f"best/{i}"] for i in range(len(model.weights))]
+            for i, variable in enumerate(variables):
+                variable.assign(arrays[f"variable/{i}"])
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"Expected a checkpoint of this run. Received: {run.checkpoint_file}, which cannot be "
+            f"read ({error}); train again with --overwrite"
+        ) from error
+    return state
+
+
+def summarize(model: keras.Model) -> str:
+    """The model layer by layer, as wide as it takes."""
+    lines: list[str] = []
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "96"  # Keras cuts off what is wider than the terminal, if there is one
+    try:
+        model.summary(print_fn=lines.append, expand_nested=True, line_length=78)
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    return "\n".join(lines).rstrip() + "\n"
