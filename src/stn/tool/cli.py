@@ -205,7 +205,9 @@ def _train(
     if json_:
         typer.echo(json.dumps({"run": str(run.path), **run.metrics}))
         return
-    _print_results(run, progress)
+    from stn.tool import printing
+
+    printing.print_run(run, progress.console)
 
 
 @contextlib.contextmanager
@@ -218,37 +220,6 @@ def _watched(out: Path, port: int | None, progress: Any, *, new: bool) -> Iterat
 
 
 app.command("train")(_config_options(_train))
-
-
-def _print_results(run: runs.Run, progress: Any) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    metrics = run.metrics
-    table = Table(title="Result", title_justify="left", show_header=False)
-    if "mean_iou" in metrics:  # of colocalization
-        rows = {
-            "found": f"{metrics['accuracy']:.0%} of {metrics['count']}, overlap above 0.5",
-            "mean overlap": f"{metrics['mean_iou']:.2f}, intersection over union",
-        }
-    else:
-        test = metrics["test"]
-        rows = {
-            "test accuracy": f"{test['accuracy']:.2%} of {test['count']} images",
-            "validation accuracy": f"{metrics['validation']['accuracy']:.2%}",
-            "best epoch": f"{metrics['best_epoch']} of {metrics['epochs']}",
-        }
-    rows |= {
-        "training time": f"{metrics['train_seconds']:.0f} s",
-        "report": str(run.report_file),
-        "film": str(run.film_file),
-        "model": str(run.model_file),
-        "metrics": str(run.metrics_file),
-    }
-    for row in rows.items():
-        table.add_row(*map(escape, row))
-    progress.console.print(table)
-    typer.echo(run.path)
 
 
 @app.command()
@@ -278,7 +249,7 @@ def reproduce(
 
     What is in the folder already is kept; interrupt it, and the same command goes on.
     """
-    from stn.tool import reproduction
+    from stn.tool import printing, reproduction
 
     if table != "table1":
         raise config.UserError(f"Expected the table to be 'table1'. Received: {table!r}")
@@ -309,17 +280,7 @@ def reproduce(
     if json_:
         typer.echo(json.dumps(results))
         return
-    from rich.table import Table
-
-    shown = Table(
-        "",
-        *reproduction.DISTORTIONS,
-        title=f"{results['title']} (in brackets)",
-        title_justify="left",
-    )
-    for row in reproduction.rows(results):
-        shown.add_row(*row)
-    progress.console.print(shown)
+    printing.print_paper(results, progress.console)
     typer.echo(out / "table1.json")
 
 
@@ -368,33 +329,13 @@ def evaluate(
     if json_:
         typer.echo(json.dumps(results))
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from stn.tool import printing
 
-    console = Console(soft_wrap=True)
-    console.print(
-        f"accuracy [bold]{results['accuracy']:.2%}[/], loss {results['loss']:.4f}, "
-        f"{results['count']} images",
-        highlight=False,
-    )
-    table = Table("class", "images", "accuracy", "most often taken for")
-    for index, (name, found) in enumerate(results["per_class"].items()):
-        row = list(results["confusion"][index])
-        row[index] = 0
-        most = max(range(len(row)), key=row.__getitem__)
-        share = "-" if found["accuracy"] is None else f"{found['accuracy']:.1%}"
-        wrong = f"{results['class_names'][most]} ({row[most]})" if row[most] else "-"
-        table.add_row(escape(name), str(found["count"]), share, escape(wrong))
-    console.print(table)
+    printing.print_accuracy(results)
 
 
 def _sweep(run: Path, kind: str, control: Path | None, backend: str | None, json_: bool) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from stn.tool import sweeps
+    from stn.tool import printing, sweeps
     from stn.tool.progress import Progress
 
     with Progress().step(f"Sweep over {kind}"):
@@ -402,25 +343,7 @@ def _sweep(run: Path, kind: str, control: Path | None, backend: str | None, json
     if json_:
         typer.echo(json.dumps(results))
         return
-
-    def cell(point: dict[str, float], key: str, factor: float, form: str) -> str:
-        spread = (point[f"{key}_high"] - point[f"{key}_low"]) / 2
-        return f"{factor * point[key]:{form}} [dim]± {factor * spread:{form}}[/]"
-
-    table = Table(f"{kind} ({results['unit']})")
-    for one in results["runs"]:
-        table.add_column(f"{escape(one['name'])}: accuracy (%)")
-        if "alignment_error" in one["points"][0]:
-            table.add_column(f"left over ({results['error_unit']})")
-    for points in zip(*(one["points"] for one in results["runs"]), strict=True):
-        row = [f"{points[0]['strength']:g}"]
-        for point in points:
-            row.append(cell(point, "accuracy", 100, ".1f"))
-            if "alignment_error" in point:
-                row.append(cell(point, "alignment_error", 1, ".3g"))
-        table.add_row(*row)
-    console = Console(soft_wrap=True)
-    console.print(table)
+    printing.print_sweep(results, kind)
     picture = runs.Run(run).sweep_file(kind).with_suffix(".png")
     typer.echo(f"{picture}, and .json and .csv beside it; `stn report {run}` shows it too")
 

@@ -1,4 +1,4 @@
-"""What is printed of predictions: tables for people, JSON and CSV for programs."""
+"""What is printed: tables for people, JSON and CSV for programs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from stn.tool import runs
 from stn.tool.config import UserError
 from stn.tool.images import NothingFoundError
 
@@ -128,3 +129,84 @@ def print_tables(results: Iterator[dict[str, Any]], columns: list[str], watch: W
             table.add_row(*(escape(shown[column]) for column in columns))
         with watch.paused():
             Console(soft_wrap=True).print(table)
+
+
+def print_run(run: runs.Run, console: Console) -> None:
+    """Show what a run came to and where everything is; its folder goes to standard output."""
+    metrics = run.metrics
+    table = Table(title="Result", title_justify="left", show_header=False)
+    if "mean_iou" in metrics:  # of colocalization
+        rows = {
+            "found": f"{metrics['accuracy']:.0%} of {metrics['count']}, overlap above 0.5",
+            "mean overlap": f"{metrics['mean_iou']:.2f}, intersection over union",
+        }
+    else:
+        test = metrics["test"]
+        rows = {
+            "test accuracy": f"{test['accuracy']:.2%} of {test['count']} images",
+            "validation accuracy": f"{metrics['validation']['accuracy']:.2%}",
+            "best epoch": f"{metrics['best_epoch']} of {metrics['epochs']}",
+        }
+    rows |= {
+        "training time": f"{metrics['train_seconds']:.0f} s",
+        "report": str(run.report_file),
+        "film": str(run.film_file),
+        "model": str(run.model_file),
+        "metrics": str(run.metrics_file),
+    }
+    for row in rows.items():
+        table.add_row(*map(escape, row))
+    console.print(table)
+    typer.echo(run.path)
+
+
+def print_paper(results: dict[str, Any], console: Console) -> None:
+    """Show a table of `stn.tool.reproduction` beside the paper's."""
+    from stn.tool import reproduction
+
+    columns = ("", *reproduction.DISTORTIONS)
+    table = Table(*columns, title=f"{results['title']} (in brackets)", title_justify="left")
+    for row in reproduction.rows(results):
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_accuracy(results: dict[str, Any]) -> None:
+    """Show what `stn.evaluate` found, class by class."""
+    console = Console(soft_wrap=True)
+    console.print(
+        f"accuracy [bold]{results['accuracy']:.2%}[/], loss {results['loss']:.4f}, "
+        f"{results['count']} images",
+        highlight=False,
+    )
+    table = Table("class", "images", "accuracy", "most often taken for")
+    for index, (name, found) in enumerate(results["per_class"].items()):
+        row = list(results["confusion"][index])
+        row[index] = 0
+        most = max(range(len(row)), key=row.__getitem__)
+        share = "-" if found["accuracy"] is None else f"{found['accuracy']:.1%}"
+        wrong = f"{results['class_names'][most]} ({row[most]})" if row[most] else "-"
+        table.add_row(escape(name), str(found["count"]), share, escape(wrong))
+    console.print(table)
+
+
+def print_sweep(results: dict[str, Any], kind: str) -> None:
+    """Show accuracy and alignment error over the strength of a disturbance."""
+
+    def cell(point: dict[str, float], key: str, factor: float, form: str) -> str:
+        spread = (point[f"{key}_high"] - point[f"{key}_low"]) / 2
+        return f"{factor * point[key]:{form}} [dim]± {factor * spread:{form}}[/]"
+
+    table = Table(f"{kind} ({results['unit']})")
+    for one in results["runs"]:
+        table.add_column(f"{escape(one['name'])}: accuracy (%)")
+        if "alignment_error" in one["points"][0]:
+            table.add_column(f"left over ({results['error_unit']})")
+    for points in zip(*(one["points"] for one in results["runs"]), strict=True):
+        row = [f"{points[0]['strength']:g}"]
+        for point in points:
+            row.append(cell(point, "accuracy", 100, ".1f"))
+            if "alignment_error" in point:
+                row.append(cell(point, "alignment_error", 1, ".3g"))
+        table.add_row(*row)
+    Console(soft_wrap=True).print(table)
