@@ -425,10 +425,17 @@ class Window(transforms.Transform):
 
 
 def cut(centers: Any, points: Any, zoom: Any) -> Any:
-    """Where in the image the points of a window are, all of them normalized `(..., 2)`."""
+    """Where in the image the points of windows are.
+
+    Args:
+        centers: Of the windows, `(batch, 2)`, moved inside where they are too far out.
+        points: In the windows, `(batch, ..., 2)`. These and all else is normalized.
+        zoom: The size of the windows, as a fraction of the image: a number, or `(batch, 1)`.
+    """
+    zoom = ops.ones_like(centers[:, :1]) * zoom
     centers = ops.clip(centers, zoom - 1, 1 - zoom)
-    shape = (-1, *(1,) * (len(points.shape) - 2), 2)
-    return zoom * points + ops.reshape(centers, shape)
+    shape = (-1, *(1,) * (len(points.shape) - 2))
+    return ops.reshape(zoom, (*shape, 1)) * points + ops.reshape(centers, (*shape, 2))
 
 
 @keras.saving.register_keras_serializable(package="stn")
@@ -560,17 +567,13 @@ class _Triplets(layers.Layer):
         canvases, points, zoom = inputs
         canvases = ops.cast(canvases, "float32") / 255
         centers = self._transformer.localize(canvases, training=training)
-        found = self._encode(canvases, centers, zoom[:, :, None, None])
+        found = self._encode(canvases, centers, zoom)
         elsewhere = self._encode(canvases, points, 1 / CANVAS)
         return ops.stack([found, ops.stop_gradient(elsewhere)], axis=1)
 
     def _encode(self, canvases: Any, centers: Any, zoom: Any) -> Any:
-        size = self._encoder.input_shape[1:3]
-        regular = ops.convert_to_tensor(grids.regular(size)[None], "float32")
-        zoom = ops.ones_like(centers[:, :1, None, None]) * zoom
-        flat = zoom[:, :, 0, 0]
-        centers = ops.clip(centers, flat - 1, 1 - flat)
-        points = zoom * regular + centers[:, None, None]
+        regular = grids.regular(self._encoder.input_shape[1:3])[None]
+        points = cut(centers, ops.convert_to_tensor(regular, "float32"), zoom)
         return self._encoder(stn.sample(canvases, points, data_format="channels_last"))
 
 
