@@ -537,7 +537,7 @@ MISTAKES = {
         lambda d: ["--transform", "afine"],
         "'diffeomorphic' or 'none'. Received: transform='afine'",
     ),
-    "unknown model": (lambda d: ["--model", "huge"], "'reference' or 'template'. Received: model="),
+    "unknown model": (lambda d: ["--model", "huge"], "'fcn' or 'adder'. Received: model="),
     "unknown distortion": (lambda d: ["--distort", "rts"], "Received: distort='rts'"),
     "unknown recipe": (lambda d: ["--recipe", "best"], "Expected recipe to be one of"),
     "no epochs": (

@@ -353,7 +353,7 @@ def test_only_bent_grids_get_lines(transform, shapes_config, tmp_path, monkeypat
     watched = monitor.Monitor(run, config, model, images, np.arange(4), "abcd", count=4)
     if transform == "none":
         watched.draw(0)
-        assert shown == [(None, [])]
+        assert shown == [(None, ())]
         return
     layer = model.get_layer(models.TRANSFORMER)
     kernel = layer.head.kernel

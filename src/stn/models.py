@@ -128,10 +128,14 @@ def classifier(
             width = _width(body, x.shape[1:], num_classes, parameters - others)
         x = body(width)(x)
     except ValueError as error:
+        enough, received = "", ""
+        if parameters is not None:
+            enough = ", and parameters enough for its classifier"
+            received = f", parameters={parameters}"
         raise ValueError(
-            f"Expected images large enough for the {architecture!r} architecture, and parameters "
-            f"enough for its classifier. Received: input_shape={tuple(input_shape)}, "
-            f"output_size={output_size}, parameters={parameters} ({error})"
+            f"Expected images large enough for the {architecture!r} architecture{enough}. "
+            f"Received: input_shape={tuple(input_shape)}, output_size={output_size}{received} "
+            f"({error})"
         ) from error
     # Probabilities in float32 whatever the precision of the rest.
     if architecture == "adder":

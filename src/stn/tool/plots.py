@@ -238,13 +238,17 @@ def watch_bytes(history: list[dict[str, Any]], *, narrow: bool = False) -> bytes
         # What is far from an alarm need not show where that would be.
         low, high = axis.get_ylim()
         low, high = (low / 1.6, high * 1.6) if powers else (low, max(1.15 * high, 1e-6))
+        spans = []
         for above, below in limits:
             if above is not None and high > 0.6 * above:
                 high = max(high, 1.3 * above)
-                axis.axhspan(above, 1e9, color="#d9480f", alpha=0.12, lw=0)
+                spans.append((above, None))
             if below is not None and shown and min(shown) < 3 * below:
                 low = min(low, below / 3) if powers else low
-                axis.axhspan(0 if not powers else 1e-30, below, color="#d9480f", alpha=0.12, lw=0)
+                spans.append((None, below))
+        for first, last in spans:  # no further than is shown, for Matplotlib cannot draw far
+            ends = (low if first is None else first, high if last is None else last)
+            axis.axhspan(*ends, color="#d9480f", alpha=0.12, lw=0)
         axis.set_ylim(low, high)
         axis.yaxis.set_major_formatter(form)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
