@@ -336,7 +336,7 @@ def test_command_trains_the_same_again():
                 lambda config, *args, _found=found, **kw: _found.append(config) or config,
             )
             patch.setattr("stn.tool.cli._start_backend", lambda name: None)
-            patch.setattr("stn.tool.cli._print_results", lambda *args: None)
+            patch.setattr("stn.tool.printing.print_run", lambda *args: None)
             CliRunner().invoke(cli.app, words[1:], catch_exceptions=False)
         assert found == [wanted]
     assert Config().to_command() == ["stn", "train"]

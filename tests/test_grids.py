@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stn import grids
@@ -28,6 +28,7 @@ def test_corner_pixels(size, align_corners, first, last):
     np.testing.assert_allclose(pixels, [0, size - 1], rtol=0, atol=1e-15)
 
 
+@settings(deadline=None)  # a busy machine is not a fault of ours
 @given(size=SIZES, align_corners=st.booleans(), pixel=st.floats(-1000, 1000))
 def test_conversions_are_inverse(size, align_corners, pixel):
     there = grids.to_normalized(np.float64(pixel), size, align_corners)
@@ -37,6 +38,7 @@ def test_conversions_are_inverse(size, align_corners, pixel):
     np.testing.assert_allclose(back, expected, rtol=1e-12, atol=1e-12 * size)
 
 
+@settings(deadline=None)  # a busy machine is not a fault of ours
 @given(height=SIZES, width=SIZES, align_corners=st.booleans())
 def test_regular_grid_is_the_pixel_centers(height, width, align_corners):
     grid = grids.regular((height, width), align_corners)
@@ -57,6 +59,7 @@ def test_regular_grid_is_shared_and_cannot_be_changed():
         grid[0, 0, 0] = 0
 
 
+@settings(deadline=None)  # a busy machine is not a fault of ours
 @given(size=st.tuples(*[st.integers(1, 12)] * 3), align_corners=st.booleans())
 def test_regular_grid_of_a_volume_is_x_y_z(size, align_corners):
     grid = grids.regular(size, align_corners)
