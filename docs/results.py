@@ -114,17 +114,45 @@ def extrapolate(counts, errors, tests, full=FULL, draws=4000):
     return [float(100 * value) for value in np.quantile(found, [0.5, 0.05, 0.95])]
 
 
-def _curve(made):
-    """A learning curve, if the record holds one: runs that differ in how many images they had."""
+def points(made):
+    """Training images, mean errors and test images of runs that differ in how many they had."""
     sizes = {}
     for one in made:
         if "--transform none" not in one["command"]:
             sizes.setdefault(one["train"], []).append(one)
-    if len(sizes) < 3:
-        return []
     counts = sorted(sizes)
     errors = [statistics.mean(one["error"] for one in sizes[count]) for count in counts]
-    tests = [sum(one["test"] for one in sizes[count]) for count in counts]
+    # The seeds share their test images.
+    return counts, errors, [sizes[count][0]["test"] for count in counts]
+
+
+def draw(counts, errors, tests, path):
+    """Draw a learning curve with the law through it, as far as the official training set."""
+    from matplotlib.figure import Figure
+
+    sizes = np.geomspace(min(counts) / 1.3, 1.3 * FULL, 40)
+    middle, low, high = np.transpose([extrapolate(counts, errors, tests, n, 1000) for n in sizes])
+    figure = Figure(figsize=(7, 3.6), dpi=150, facecolor="white")
+    axis = figure.subplots()
+    axis.fill_between(sizes, low, high, color="#1f5fae", alpha=0.15, lw=0)
+    axis.plot(sizes, middle, color="#1f5fae", lw=1.5, ls=(0, (4, 2)), label="law, 90 % of draws")
+    axis.plot(counts, errors, "o", color="#b93c0a", label="measured")
+    axis.axvline(FULL, color="#8893a3", lw=1, ls=":")
+    axis.text(FULL / 1.04, max(errors), "official set", ha="right", color="#5c6470", fontsize=9)
+    axis.set_xscale("log")
+    axis.set_xlabel("training images")
+    axis.set_ylabel("test error (%)")
+    axis.grid(color="#e6e9ed")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower left")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _curve(made):
+    counts, errors, tests = points(made)
+    if len(counts) < 3:
+        return []
     middle, low, high = extrapolate(counts, errors, tests)
     lines = ["", "| training images | test error |", "|---|---|"]
     lines += [f"| {n:,} | {error:.2f} % |" for n, error in zip(counts, errors, strict=True)]
@@ -134,6 +162,8 @@ def _curve(made):
         f"{middle:.1f} % (90 % interval {low:.1f} to {high:.1f} %, of what chance does to the test "
         "images; whether the law holds so far out, and that the official test images are others, "
         "is not in it).",
+        "",
+        "![Test error over training images](images/learning-curve.png)",
     ]
     return lines
 
@@ -167,3 +197,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["add"]:
         add(sys.argv[2], sys.argv[3:])
     (FOLDER / "results.md").write_text(render(read()), "utf-8")
+    draw(*points(dict(read())["emnist-byclass"]["runs"]), FOLDER / "images" / "learning-curve.png")
