@@ -261,8 +261,8 @@ class SpatialTransformer(layers.Layer):
         """
         images = ops.cast(images, self.compute_dtype)
         size = samplers.image_size(images, self.data_format)
-        free = ops.stack(self._offsets(self._view(images, size), False), axis=1)
-        found = ops.stack(self._predict(self._view(images, size), size, False), axis=1)
+        offsets = self._offsets(self._view(images, size), False)
+        free, found = (ops.stack(x, axis=1) for x in (offsets, self._bound(offsets, size)))
         change = found - ops.convert_to_tensor(self.transform.identity, found.dtype)
         asked, given = (ops.sqrt(ops.sum(ops.square(x), axis=-1)) for x in (free, change))
         return ops.relu(1 - (given + 1e-12) / (asked + 1e-12))
@@ -290,9 +290,13 @@ class SpatialTransformer(layers.Layer):
 
     def _predict(self, view: Any, size: tuple[int, ...], training: bool | None) -> list[Any]:
         """The parameters of each head for what the localization network sees."""
+        return self._bound(self._offsets(view, training), size)
+
+    def _bound(self, offsets: list[Any], size: tuple[int, ...]) -> list[Any]:
+        """The parameters within bounds for what the head says."""
         return [
-            self.transform.bound(offsets, self.bounds, size=size, align_corners=self.align_corners)
-            for offsets in self._offsets(view, training)
+            self.transform.bound(free, self.bounds, size=size, align_corners=self.align_corners)
+            for free in offsets
         ]
 
     def _tiles(self, size: tuple[int, ...]) -> list[Any]:

@@ -42,12 +42,7 @@ def build(
             "Expected steps_per_execution to be 1 on PyTorch, where Keras knows no other. "
             f"Received: steps_per_execution={config.steps_per_execution}"
         )
-    padding, fill = config.padding, [0.0]
-    if padding == "background":
-        padding = "border"
-    if config.padding == "background" and background is not None:
-        fill = (background / 255).tolist()  # as the model scales its images before it reads them
-        padding = "constant" if any(fill) else "zeros"
+    padding, fill = _outside(config.padding, background)
     usual = keras.config.dtype_policy()
     try:
         if config.precision == "bfloat16":
@@ -60,7 +55,7 @@ def build(
             output_size=output_size,
             sampler=config.sampler,
             padding=padding,
-            fill_value=fill if padding == "constant" else 0.0,
+            fill_value=fill,
             pooling=config.pooling,
             parameters=config.parameters,
             standardize=config.standardize,
@@ -89,6 +84,16 @@ def build(
     )
     optimizer.build(model.trainable_variables)
     return model
+
+
+def _outside(padding: str, background: np.ndarray | None) -> tuple[str, Any]:
+    """The padding of the layer, and its fill value."""
+    if padding != "background":
+        return padding, 0.0
+    if background is None:
+        return "border", 0.0
+    fill = (background / 255).tolist()  # as the model scales its images before it reads them
+    return ("constant", fill) if any(fill) else ("zeros", 0.0)
 
 
 def localization_weights(model: keras.Model) -> list[Any]:
