@@ -1,5 +1,7 @@
 """Distortions: what is drawn, and what becomes of the images."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import interpolate, ndimage
@@ -313,6 +315,26 @@ def test_translated_image_stays_inside():
     images = np.full((8, 28, 28, 1), 200, "uint8")
     result = distort_all(images, DISTORTIONS["T"], 0)
     np.testing.assert_allclose(result.sum(axis=(1, 2, 3)), 200 * 28 * 28, rtol=0.005)
+
+
+def test_two_changes_in_one_go_are_those_one_after_the_other():
+    """Turned about the middle by 45 degrees twice, read once: a quarter turn, not blurred twice."""
+    images = noise()
+    eighth = Distortion(angle=45)
+    result = dataclasses.replace(eighth, first=eighth)(images, Drawn(1.0))
+    expected = np.rot90(images, -1, axes=(1, 2))
+    np.testing.assert_allclose(result.astype(int), expected.astype(int), atol=1)
+
+
+def test_what_comes_first_is_applied_first():
+    """Moved to the right by a quarter and then turned clockwise, what was left is on top."""
+    images = np.zeros((1, 8, 8, 1), "uint8")
+    images[0, :, :2] = 200
+    moved = Distortion(shift=0.25)
+    turned = dataclasses.replace(DISTORTIONS["R"], first=moved)
+    assert not turned.idle and turned.families == ("affine", "affine")
+    result = turned(images, Drawn(1.0))[0, :, :, 0]
+    assert result.max(axis=1).tolist()[2:4] == [200, 200] and result[[0, 1, 4, 5, 6, 7]].max() == 0
 
 
 def test_clutter_is_added_to_the_translated_image():

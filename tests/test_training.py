@@ -222,9 +222,11 @@ def test_epochs_are_drawn_anew_from_the_seed(shapes_config):
         for other in others:
             assert (first[0][1] != other[0][1]).any()
     assert (batches(1, augment=1.0)[0][0] != plain[0][0]).any()
-    # A distortion leaves nothing for the augmentation to do.
+    # Images that are distorted anyway are augmented before.
     distorted = [batches(1, "R", augment=augment)[0][0] for augment in (0.0, 1.0)]
-    np.testing.assert_array_equal(*distorted)
+    assert (distorted[0] != distorted[1]).any()
+    sharp = [batches(3, "R", **{**last, "augment": n})[0][0] for n in (0.5, 1.0)]
+    np.testing.assert_array_equal(*sharp)
 
 
 def test_validation_images_are_stratified_and_not_trained_on(shapes, shapes_config):

@@ -24,10 +24,13 @@ from stn.tool.config import Config, UserError
 def resolve(config: Config) -> Config:
     """Fill in what was left to us, so that the run folder says what really happened."""
     kind, _, folder = config.data.partition(":")
+    distort = config.distort or data.default_distortion(config.data)
+    usual = data.default_augmentation(distort)
     return config.replace(
         data=f"folder:{_absolute(folder)}" if kind == "folder" and folder else config.data,
         data_dir=None if config.data_dir is None else _absolute(config.data_dir),
-        distort=config.distort or data.default_distortion(config.data),
+        distort=distort,
+        augment=usual if config.augment is None else config.augment,
         backend=keras.backend.backend(),
     )
 

@@ -60,8 +60,12 @@ class Config(pydantic.BaseModel):
     object_class: str | None = Field(
         None, description="Class of the object to be found, for task colocalization."
     )
-    augment: float = Field(
-        0.5, ge=0, le=4, description="Strength of small random affine changes in training; 0: none."
+    augment: float | None = Field(
+        None,
+        ge=0,
+        le=4,
+        description="Strength of small random affine changes in training, before the distortion; "
+        "0.5 without a distortion and 0 with one if unset.",
     )
     elastic: float = Field(
         0.0, ge=0, le=4, description="Strength of small random bends in training; 1: those of E."

@@ -13,7 +13,7 @@ from typing import Any
 
 from stn.tool import runs
 from stn.tool.config import Config, UserError
-from stn.tool.data import default_distortion
+from stn.tool.data import default_augmentation, default_distortion
 from stn.tool.progress import Progress
 
 TITLE = "Test error in % on distorted MNIST, ours and that of Jaderberg et al. 2015, table 1"
@@ -228,6 +228,8 @@ def result(run: runs.Run) -> dict[str, Any]:
     usual = Config(recipe=config.recipe, data=config.data)
     if usual.distort is None and config.distort == default_distortion(config.data):
         filled["distort"] = None
+    if usual.augment is None and config.augment == default_augmentation(config.distort):
+        filled["augment"] = None
     return {
         "seed": config.seed,
         "error": round(100 * (1 - metrics["test"]["accuracy"]), 3),

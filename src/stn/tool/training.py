@@ -277,11 +277,14 @@ class _Batches(keras.utils.PyDataset):
         super().__init__()
         self._config, self._split = config, split
         self._augmented = self._plain = distortion
-        # A distortion draws every image anew already.
-        if distortion.idle and (config.augment or config.elastic):
+        if config.augment or config.elastic:
             beyond = "zeros" if background == "dark" else "border"
-            small = distortions.augmentation(config.augment, config.elastic, beyond)
-            self._augmented = dataclasses.replace(small, apart=distortion.apart)
+            small = distortions.augmentation(config.augment or 0.0, config.elastic, beyond)
+            self._augmented = (
+                dataclasses.replace(small, apart=distortion.apart)
+                if distortion.idle
+                else dataclasses.replace(distortion, first=small)
+            )
         self.epoch = 1
 
     @property

@@ -39,7 +39,7 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
         models, blocks = {}, {}
         for name, values in {
             "compact": {"model": "compact", "augment": 0.0},
-            "compact, augmented": {"model": "compact"},
+            "compact, augmented": {"model": "compact", "augment": 0.5},
             "reference": {"model": "reference", "augment": 0.0},
         }.items():
             config = Config(distort="none", batch_size=batch, **values)

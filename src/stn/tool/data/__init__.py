@@ -302,6 +302,16 @@ def default_distortion(name: str) -> str:
     return _source(name).default_distortion
 
 
+def default_augmentation(distortion: str) -> float:
+    """The strength of augmentation beside a distortion unless the user says otherwise.
+
+    Example:
+        >>> default_augmentation("none"), default_augmentation("RTS")
+        (0.5, 0.0)
+    """
+    return 0.5 if distortion == "none" else 0.0
+
+
 def _source(name: str) -> Source:
     for key in ("folder:PATH", "tfds:NAME"):
         prefix, argument = key.split(":")

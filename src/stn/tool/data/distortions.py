@@ -35,6 +35,7 @@ class Distortion:
         distractors: Number of patches of other images scattered over the canvas.
         padding: What is beyond the image; see `stn.sample`.
         apart: Whether each channel is an image of its own, and drawn by itself.
+        first: Small changes before all others, read in one go with them.
     """
 
     angle: float = 0.0
@@ -47,6 +48,7 @@ class Distortion:
     distractors: int = 0
     padding: str = "zeros"
     apart: bool = False
+    first: Distortion | None = None
 
     @property
     def idle(self) -> bool:
@@ -56,7 +58,8 @@ class Distortion:
     @property
     def families(self) -> tuple[str, ...]:
         """The families of transformations, the one applied to the image first comes first."""
-        return "affine", *["projective"] * (self.corners > 0), *["tps"] * (self.control > 0)
+        own = "affine", *["projective"] * (self.corners > 0), *["tps"] * (self.control > 0)
+        return (*(self.first.families if self.first else ()), *own)
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The `(height, width)` of the result for images of this size."""
@@ -89,7 +92,8 @@ class Distortion:
         back = np.linalg.inv(scale[:, None, None] * turn @ slant)
         linear = back * canvas / extent[:, None]
         offset = -(back @ shift[:, :, None])[:, :, 0] / (extent / 2)
-        params = [np.concatenate([linear, offset[:, :, None]], -1).reshape(count, 6)]
+        params = [self.first.params(count, size, rng)] if self.first else []
+        params.append(np.concatenate([linear, offset[:, :, None]], -1).reshape(count, 6))
         if self.corners:
             params.append(_homography(_draw_corners(count, 2 * self.corners, rng)))
         if self.control:
