@@ -25,8 +25,11 @@ import keras
 import numpy as np
 from keras import ops
 
-PART = 2**21
+PART = 2**18
 """The most values of the image gradient that are on their way at a time."""
+
+FEW = 12
+"""So many channels are read one by one."""
 
 
 def read(values: Any, at: list[Any]) -> Any:
@@ -141,7 +144,9 @@ def differentiable(function: Any, gradients: Any) -> Any:
 
     Args:
         function: From tensors to one tensor.
-        gradients: From the same and the gradient to the result to those to each of the tensors.
+        gradients: From the same, the gradient to the result and `wanted` to the gradients to each
+            of the tensors: `wanted` says of each whether anyone asks for it; it is None where
+            nobody knows. What is not wanted may be None.
 
     Returns:
         The function.
@@ -149,18 +154,28 @@ def differentiable(function: Any, gradients: Any) -> Any:
     if keras.backend.backend() == "jax":
         import jax
 
+        def forward(*tensors: Any) -> Any:
+            values = tuple(tensor.value for tensor in tensors)
+            # What is kept may only hold arrays; so an empty tuple says yes and None says no.
+            return function(*values), (values, [() if t.perturbed else None for t in tensors])
+
+        def backward(kept: Any, change: Any) -> Any:
+            values, marks = kept
+            if isinstance(change, jax.custom_derivatives.SymbolicZero):
+                return (None,) * len(values)
+            wanted = [mark is not None for mark in marks]
+            found = gradients(*values, change, wanted=wanted)
+            return tuple(g if asked else None for g, asked in zip(found, wanted, strict=True))
+
         result = jax.custom_vjp(function)
-        result.defvjp(
-            lambda *tensors: (function(*tensors), tensors),
-            lambda kept, change: tuple(gradients(*kept, change)),
-        )
+        result.defvjp(forward, backward, symbolic_zeros=True)
         return result
     import tensorflow as tf
 
     return tf.custom_gradient(
         lambda *tensors: (
             function(*tensors),
-            lambda change: tuple(gradients(*tensors, change)),
+            lambda change: tuple(gradients(*tensors, change, wanted=None)),
         )
     )
 
@@ -169,8 +184,18 @@ def _call(*tensors: Any) -> Any:
     return _run(_read, *tensors)
 
 
-def _gradients(*tensors: Any) -> list[Any]:
-    return [_run(_image_gradient, *tensors), *_run(_point_gradients, *tensors)]
+def _gradients(values: Any, *arguments: Any, wanted: list[bool] | None) -> list[Any]:
+    *at, change = arguments
+    if wanted is None:
+        tensors = values, *arguments
+        return [_run(_image_gradient, *tensors), *_run(_point_gradients, *tensors)]
+    to_image = None
+    if wanted[0]:
+        to_image = _image_gradient(values, *at, change)
+        # One after the other, they take turns in the same memory.
+        at = [_after(coordinate, to_image) for coordinate in at]
+    to_points = _point_gradients(values, *at, change) if any(wanted[1:]) else [None] * len(at)
+    return [to_image, *to_points]
 
 
 def _run(function: Any, *tensors: Any) -> Any:
@@ -203,22 +228,41 @@ def _point_gradients(values: Any, *arguments: Any) -> list[Any]:
     """How the result changes with each coordinate, summed over the channels."""
     *at, change = arguments
     size, channels = _split(values, at)
+    few = (channels or 1) <= FEW
+    gradient = _few_channels_gradient if few else _many_channels_gradient
     results: list[Any] = []
     for axis in range(len(at)):
         at, parts = _apart(at), []
         for part in _parts(change):
             at_ = [coordinate[part] for coordinate in at]
-            if channels:
+            if not few:
                 at_ = [_after(coordinate, (parts or results or [change])[-1]) for coordinate in at_]
             first, offsets = _place(size, at_)
             weights = [
-                (_slopes if k == axis else _hats)(_spread(offset, channels))
-                for k, offset in enumerate(offsets)
+                (_slopes if k == axis else _hats)(offset) for k, offset in enumerate(offsets)
             ]
-            slope = _weighed(_table(values[part], channels), first, _steps(size), weights)
-            parts.append(_sum_channels(change[part] * slope, channels))
+            parts.append(gradient(values[part], first, weights, change[part]))
         results.append(ops.concatenate(parts, axis=0) if len(parts) > 1 else parts[0])
     return results
+
+
+def _few_channels_gradient(values: Any, first: Any, weights: list[Any], change: Any) -> Any:
+    # Number by number: all of it is one loop, which stores nothing on its way.
+    size, channels = _split(values, weights)
+    n = channels or 1
+    numbers, steps = ops.reshape(values, (-1,)), [n * step for step in _steps(size)]
+    return sum(
+        (change[..., k] if channels else change) * _weighed(numbers, first * n + k, steps, weights)
+        for k in range(n)
+    )
+
+
+def _many_channels_gradient(values: Any, first: Any, weights: list[Any], change: Any) -> Any:
+    size, channels = _split(values, weights)
+    weights = [[_spread(share, channels) for share in pair] for pair in weights]
+    slope = _weighed(_table(values, channels), first, _steps(size), weights)
+    # Not `sum`: XLA would read and sum in one loop, which it cannot vectorize.
+    return ops.matmul(change * slope, np.ones((channels, 1), "float32"))[..., 0]
 
 
 def _image_gradient(values: Any, *arguments: Any) -> Any:
@@ -303,13 +347,6 @@ def _weighed(table: Any, row: Any, steps: list[int], weights: list[Any]) -> Any:
         return _gather(table, row)
     near, far = (_weighed(table, row + k * steps[0], steps[1:], weights[1:]) for k in (0, 1))
     return weights[0][0] * near + weights[0][1] * far
-
-
-def _sum_channels(values: Any, channels: int | None) -> Any:
-    if not channels:
-        return values
-    # Not `sum`: XLA would read and sum in one loop, which it cannot vectorize.
-    return ops.matmul(values, np.ones((channels, 1), "float32"))[..., 0]
 
 
 def _parts(change: Any) -> list[slice]:

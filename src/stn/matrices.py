@@ -66,7 +66,7 @@ def _combine(*tensors: Any) -> Any:
     return _sum(tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :])
 
 
-def _combine_gradients(*arguments: Any) -> list[Any]:
+def _combine_gradients(*arguments: Any, wanted: Any) -> list[Any]:
     *tensors, change = arguments
     n = len(tensors) // 2
     factors, columns = tensors[:n], tensors[n:]
@@ -277,15 +277,19 @@ class Projective(families.Transform):
         """Parameters of matrices given by their entries."""
         return ops.stack([x / _away_from_zero(rows[2][2]) for x in _flat(rows)[:8]], axis=-1)
 
+    def columns(
+        self, params: Any, points: Any, *, size: Any = None, align_corners: bool = False
+    ) -> list[Any]:
+        """See `Transform.columns`."""
+        params, points = self.check_points(params, points)
+        columns = [points[..., 0], points[..., 1], ops.ones_like(points[..., 0])]
+        across, down, depth = (combine(row, columns) for row in self.rows(params))
+        nearness = 1.0 / _away_from_zero(depth)
+        return [across * nearness, down * nearness]
+
     def move(self, params: Any, points: Any, size: Any, align_corners: bool) -> Any:
         """See `Transform.move`."""
-        shape = (-1,) + (1,) * (len(points.shape) - 2)
-        x, y = points[..., 0], points[..., 1]
-        across, down, depth = (
-            a * x + b * y + c
-            for a, b, c in [[ops.reshape(e, shape) for e in row] for row in self.rows(params)]
-        )
-        return ops.stack([across, down], axis=-1) / ops.expand_dims(_away_from_zero(depth), -1)
+        return ops.stack(self.columns(params, points), axis=-1)
 
     def matrix(self, params: Any, *, size: Any = None, align_corners: bool = False) -> Any:
         """See `Transform.matrix`."""
