@@ -665,3 +665,15 @@ def test_killed_process_goes_on_exactly(shapes, trained, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     assert run.metrics["test"] == trained.run.metrics["test"]
     assert not [path for path in run.path.iterdir() if path.name.startswith(".")]
+
+
+def test_jax_on_an_accelerator_must_know_of_determinism_from_the_start(monkeypatch):
+    from stn.tool import environment
+
+    monkeypatch.setattr(environment.keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(environment, "has_accelerator", lambda: True)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=here")
+    with pytest.raises(UserError, match="--xla_gpu_deterministic_ops=true"):
+        environment.make_deterministic()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=here --xla_gpu_deterministic_ops=true")
+    environment.make_deterministic()

@@ -258,7 +258,7 @@ def _few_channels_gradient(values: Any, first: Any, weights: list[Any], change: 
 
 
 def _many_channels_gradient(values: Any, first: Any, weights: list[Any], change: Any) -> Any:
-    size, channels = _split(values, weights)
+    size, channels = values.shape[1:-1], values.shape[-1]
     weights = [[_spread(share, channels) for share in pair] for pair in weights]
     slope = _weighed(_table(values, channels), first, _steps(size), weights)
     # Not `sum`: XLA would read and sum in one loop, which it cannot vectorize.

@@ -27,6 +27,8 @@ class Transform:
         identity: The parameters that leave every point where it is.
         dimensions: 2 for images, 3 for volumes.
         limits: What `bounds` can limit: see `bound`.
+        aligned: Whether every coordinate alone decides what becomes of it: rows of pixels stay
+            rows, and columns columns, so that both can be read by themselves.
 
     A new family is a subclass that calls `__init__` and defines `move`; with `get_config`, and
     registered with `keras.saving.register_keras_serializable`, it can be saved in a layer.
@@ -37,6 +39,8 @@ class Transform:
         >>> family.size, family.parameters
         (3, ('scale', 'x', 'y'))
     """
+
+    aligned = False
 
     def __init__(
         self,

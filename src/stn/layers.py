@@ -316,6 +316,7 @@ class SpatialTransformer(layers.Layer):
         return transforms.sample_displaced(
             images,
             grid,
+            aligned=self.transform.aligned,
             sampler=sampler,
             padding=self.padding,
             fill_value=self.fill_value,

@@ -86,6 +86,7 @@ class Linear(families.Transform):
             space.
         shifted: Whether there is a shift.
         dimensions: See `Transform`.
+        aligned: See `Transform`.
         multiply: From the linear parameters of two transformations to those of their product.
         reciprocal: From the linear parameters to those of the inverse.
     """
@@ -99,6 +100,7 @@ class Linear(families.Transform):
         *,
         shifted: bool = True,
         dimensions: int = 2,
+        aligned: bool = False,
         multiply: Callable[..., Sequence[Any]] | None = None,
         reciprocal: Callable[..., Sequence[Any]] | None = None,
     ):
@@ -114,6 +116,7 @@ class Linear(families.Transform):
         )
         scaling = [parameter.startswith("scale") for parameter in linear]
         self._rows, self._linear = rows, len(linear)
+        self.aligned = aligned
         # Scales multiply and angles in the plane add.
         self._multiply = multiply or (
             lambda a, b: [
@@ -384,21 +387,22 @@ def _diagonal(*scales: Any) -> Rows:
 
 
 MATRICES: tuple[families.Transform, ...] = (
-    Linear("translation", (), (), _diagonal),
+    Linear("translation", (), (), _diagonal, aligned=True),
     Linear("rotation", ("angle",), (0,), _plane, shifted=False),
     Linear("rigid", ("angle",), (0,), _plane),
-    Linear("attention", ("scale",), (1,), lambda scale: _diagonal(scale, scale)),
-    Linear("scaling", ("scale_x", "scale_y"), (1, 1), _diagonal),
+    Linear("attention", ("scale",), (1,), lambda scale: _diagonal(scale, scale), aligned=True),
+    Linear("scaling", ("scale_x", "scale_y"), (1, 1), _diagonal, aligned=True),
     Linear("similarity", ("scale", "angle"), (1, 0), _scaled_plane),
     Affine("affine", "abcdef", 2),
     Projective(),
-    Linear("translation", (), (), _diagonal, dimensions=3),
+    Linear("translation", (), (), _diagonal, dimensions=3, aligned=True),
     Linear(
         "attention",
         ("scale",),
         (1,),
         lambda scale: _diagonal(scale, scale, scale),
         dimensions=3,
+        aligned=True,
     ),
     Linear(
         "rigid",

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from stn import bilinear, filters, grids
+from stn import bilinear, filters, grids, separable
 
 SAMPLERS = ("nearest", "bilinear", "bicubic", "lanczos3", "antialiased", "linearized")
 PADDINGS = ("zeros", "border", "reflection", "circular", "constant", "inward")
@@ -112,6 +112,7 @@ def sample_pixels(
     fill_value: float | Iterable[float],
     align_corners: bool,
     data_format: str | None,
+    aligned: bool = False,
 ) -> Any:
     """Read images at pixel coordinates; `sample` after validation and conversion.
 
@@ -124,6 +125,8 @@ def sample_pixels(
         fill_value: See `sample`.
         align_corners: See `sample`.
         data_format: See `sample`.
+        aligned: Whether the points form a grid in which each coordinate is the same all along the
+            other axes.
 
     Returns:
         As `sample`.
@@ -141,7 +144,7 @@ def sample_pixels(
     elif sampler == "linearized":
         result = _read_linearized(values, at, padding, fill, align_corners)
     else:
-        result = _read(values, at, sampler, padding, fill, align_corners)
+        result = _read(values, at, sampler, padding, fill, align_corners, aligned)
     if padding == "inward":
         result = result + _inward(values, at, fill)
     return from_channels_last(_to_type_of(images, result), data_format)
@@ -161,12 +164,25 @@ def _fill(padding: str, fill_value: Any, channels: int) -> tuple[float, ...] | N
 
 
 def _read(
-    values: Any, at: list[Any], sampler: str, padding: str, fill: Any, align_corners: bool
+    values: Any,
+    at: list[Any],
+    sampler: str,
+    padding: str,
+    fill: Any,
+    align_corners: bool,
+    aligned: bool = False,
 ) -> Any:
     """Read `(batch, ..., channels)` at pixel coordinates, one tensor per axis."""
     size = values.shape[1:-1]
     if sampler == "bilinear" and (fill or padding == "border") and bilinear.suits(values, at):
         return _read_bilinear(values, at, fill)
+    if aligned and separable.pays(size, REACH[sampler]):
+        at = [_line(coordinate, axis) for axis, coordinate in enumerate(at)]
+        taps = [
+            _taps(coordinate, n, sampler, padding, align_corners)
+            for coordinate, n in zip(at, size, strict=True)
+        ]
+        return separable.read(values, taps, fill)
     taps = [
         _taps(coordinate, n, sampler, padding, align_corners)
         for coordinate, n in zip(at, size, strict=True)
@@ -187,6 +203,12 @@ def _read_bilinear(values: Any, at: list[Any], fill: Any) -> Any:
         return bilinear.read(values, at)
     outside = 1.0 - bilinear.cover(at, values.shape[1:-1])
     return bilinear.read(values, at) + outside * ops.convert_to_tensor(fill, values.dtype)
+
+
+def _line(coordinate: Any, axis: int) -> Any:
+    """The coordinate of an aligned grid along its own axis, `(batch, output)`."""
+    ahead, behind = axis, len(coordinate.shape) - axis - 2
+    return coordinate[(slice(None), *(0,) * ahead, slice(None), *(0,) * behind)]
 
 
 def _rows(values: Any, like: Any, pixels: int) -> Any:
@@ -313,6 +335,10 @@ KERNELS: dict[str, tuple[int, Any]] = {
 }
 """By name: the first pixel that counts, from the one at or before the point, and the weights of it
 and those after it, given how far the point lies beyond that one (0 to 1)."""
+
+
+REACH = {"nearest": 1, "bilinear": 2, "bicubic": 4, "lanczos3": 6}
+"""How many pixels along an axis each of them weighs."""
 
 
 def _read_antialiased(

@@ -93,6 +93,7 @@ class Composition(Transform):
             dimensions=dimensions,
             limits=list(dict.fromkeys(limit for t in self.transforms for limit in t.limits)),
         )
+        self.aligned = all(t.aligned for t in self.transforms)
 
     def split(self, params: Any) -> list[Any]:
         """The parameters of each part."""
@@ -218,6 +219,7 @@ def warp(
     return sample_displaced(
         images,
         points,
+        aligned=family.aligned,
         sampler=sampler,
         padding=padding,
         fill_value=fill_value,
@@ -250,7 +252,9 @@ def sampling_points(
     return transform.columns(params, regular, size=size, align_corners=align_corners)
 
 
-def sample_displaced(images: Any, points: list[Any], *, align_corners: bool, **options: Any) -> Any:
+def sample_displaced(
+    images: Any, points: list[Any], *, align_corners: bool, aligned: bool = False, **options: Any
+) -> Any:
     """Read images at a sampling grid, exactly where the grid is the regular one.
 
     Going from normalized to pixel coordinates rounds. Here only the displacement from the regular
@@ -261,6 +265,7 @@ def sample_displaced(images: Any, points: list[Any], *, align_corners: bool, **o
         images: Tensor, as in `stn.sample`.
         points: The coordinates of a grid, from `sampling_points`.
         align_corners: Corner convention, see `stn.grids`.
+        aligned: See `Transform`.
         **options: The other keywords of `stn.sample`, all of them.
     """
     size = samplers.image_size(images, options["data_format"])
@@ -288,7 +293,7 @@ def sample_displaced(images: Any, points: list[Any], *, align_corners: bool, **o
         if result is not None:
             return samplers.from_channels_last(result, options["data_format"])
     return samplers.sample_pixels(
-        images, pixels(points, regular), align_corners=align_corners, **options
+        images, pixels(points, regular), align_corners=align_corners, aligned=aligned, **options
     )
 
 

@@ -16,6 +16,7 @@ import keras
 
 import stn
 from stn.tool import runs
+from stn.tool.config import UserError
 
 
 def describe() -> dict[str, Any]:
@@ -104,8 +105,21 @@ def _revision() -> str | None:
 
 
 def make_deterministic() -> None:
-    """Make the backend compute the same bits every time, for the rest of the process."""
+    """Make the backend compute the same bits every time, for the rest of the process.
+
+    Raises:
+        UserError: If it is too late for that: JAX on an accelerator reads the wish only when it
+            starts.
+    """
     backend = keras.backend.backend()
+    if backend == "jax" and has_accelerator():
+        flag = "--xla_gpu_deterministic_ops=true"
+        if flag not in os.environ.get("XLA_FLAGS", ""):
+            raise UserError(
+                f"Expected XLA_FLAGS={flag} in the environment, for JAX to be deterministic on a "
+                f"GPU. Received: XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r}; set it and start "
+                "again"
+            )
     if backend == "tensorflow":
         import tensorflow
 

@@ -228,7 +228,7 @@ def result(run: runs.Run) -> dict[str, Any]:
     usual = Config(recipe=config.recipe, data=config.data)
     if usual.distort is None and config.distort == default_distortion(config.data):
         filled["distort"] = None
-    if usual.augment is None and config.augment == default_augmentation(config.distort):
+    if usual.augment is None and config.augment == default_augmentation(config.distort or "none"):
         filled["augment"] = None
     return {
         "seed": config.seed,
