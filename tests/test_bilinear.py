@@ -10,6 +10,7 @@ from stn import bilinear, samplers
 
 BACKEND = keras.backend.backend()
 SHAPES = [((3, 5, 4, 2), (11,)), ((2, 6, 7, 1), (6, 4)), ((2, 4, 3, 5, 3), (4, 5))]
+SHAPES += [((2, 5, 4, bilinear.FEW + 1), (12,))]
 PADDINGS = {"zeros": 0.0, "border": None, "constant": 2.0}
 EDGES = [-1, 0, 1, 2, 0.5, -0.5, 1e30, np.inf, -np.inf]
 xla_only = pytest.mark.skipif(BACKEND == "torch", reason="PyTorch reads by a kernel of its own")
@@ -70,10 +71,11 @@ def test_values_and_gradients_of_the_reference(shape, points, padding, wrap, gra
 
 
 @xla_only
-def test_in_parts_it_is_the_same(gradient, monkeypatch):
-    drawn = draw((7, 6, 5, 3), (8,))
+@pytest.mark.parametrize("channels", [1, 3, bilinear.FEW + 1])
+def test_in_parts_it_is_the_same(channels, gradient, monkeypatch):
+    drawn = draw((7, 6, 5, channels), (12,))
     whole = results(gradient, *drawn, "zeros")
-    monkeypatch.setattr(bilinear, "PART", 40)
+    monkeypatch.setattr(bilinear, "PART", 20 * channels)
     assert len(bilinear._parts(drawn[-1])) == 5
     for one, other in zip(results(gradient, *drawn, "zeros"), whole, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
@@ -102,6 +104,22 @@ def test_nothing_is_kept_but_the_points():
     _, back = jax.vjp(stn.warp, images, params)
     kept = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(back))
     assert kept < 2 * images.nbytes
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX says who asks for which gradient")
+def test_only_what_is_asked_for_is_computed(monkeypatch):
+    """Without a gradient to the image there is no scatter, and none to the points without that."""
+    import jax
+
+    images, at, _ = draw((2, 6, 7, 1), (6, 4))
+    operations = lambda function, *given: str(jax.make_jaxpr(function)(*given))  # noqa: E731
+    read = lambda images, *at: ops.sum(bilinear.read(images, list(at)))  # noqa: E731
+    assert "scatter" in operations(jax.grad(read), images, *at)
+    assert "scatter" not in operations(jax.grad(read, argnums=(1, 2)), images, *at)
+    calls = []
+    monkeypatch.setattr(bilinear, "_point_gradients", lambda *_: calls.append(1))
+    operations(jax.grad(read), images, *at)
+    assert not calls
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch has such a kernel")

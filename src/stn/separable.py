@@ -3,7 +3,7 @@
 So it is for transformations that only shift and stretch along the axes. A sampler that reads `k`
 pixels along every axis weighs `k` times `k` of them at a point of an image; here that is a product
 with a matrix for each axis, whatever the sampler. Its gradients are products too, with no scatter
-among them: the same bits every time. A pixel that is NaN or infinite spoils its image, though.
+among them. A pixel that is NaN or infinite spoils its image, though.
 """
 
 from __future__ import annotations
