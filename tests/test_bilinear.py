@@ -163,3 +163,16 @@ def test_pytorchs_own_kernel(size, padding, align_corners, gradient, monkeypatch
     monkeypatch.setattr(bilinear, "read_natively", lambda *_: None)
     for one, other in zip(found, both(images, params), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch wants points side by side")
+def test_points_that_lie_side_by_side_are_not_copied():
+    import torch
+
+    points = torch.arange(24.0).reshape(2, 6, 2)
+    x, y = (column.reshape(2, 3, 2) for column in points.unbind(-1))
+    found = bilinear._side_by_side([x, y])
+    assert found.data_ptr() == points.data_ptr()
+    np.testing.assert_array_equal(found, points.reshape(2, 3, 2, 2))
+    for columns in ([y, x], [x, x], [x[:1], y[:1]], [x.clone(), y]):
+        np.testing.assert_array_equal(bilinear._side_by_side(columns), torch.stack(columns, -1))

@@ -12,6 +12,9 @@ from keras import ops
 from stn import bilinear, families, grids, samplers
 from stn.families import Rows
 
+SIDE_BY_SIDE = 128
+"""Up to so many images, PyTorch is faster at making the coordinates of a point side by side."""
+
 
 def product(a: Rows, b: Rows) -> Rows:
     """Multiply matrices given by their entries.
@@ -31,29 +34,42 @@ def to_tensor(rows: Rows) -> Any:
     return ops.stack([ops.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def combine(factors: list[Any], columns: list[Any]) -> Any:
-    """The sum of columns, each times its factor.
+def combine(rows: Rows, columns: list[Any]) -> list[Any]:
+    """For each row the sum of columns, each times its factor in the row.
 
     The sum is not a product of matrices, which accelerators round to fewer digits than a
     coordinate needs (PyTorch does not unless asked to). Its gradient to the factors is: the sums
     over all points that automatic differentiation writes instead take several times as long.
 
     Args:
-        factors: `(batch,)` tensors.
-        columns: As many tensors `(batch, ...)` or `(1, ...)`.
+        rows: Lists of `(batch,)` tensors, as many in each as there are columns.
+        columns: Tensors `(batch, ...)` or `(1, ...)`.
 
     Returns:
-        `(batch, ...)`.
+        A tensor `(batch, ...)` for each row.
     """
     shape = columns[0].shape
     if shape[0] != 1 or None in shape[1:]:
-        return _sum(factors, columns)
-    flat = [ops.reshape(column, (1, -1)) for column in columns]
+        return [_sum(row, columns) for row in rows]
     if keras.backend.backend() == "torch":
-        result = ops.einsum("bk,kp->bp", ops.stack(factors, axis=-1), ops.concatenate(flat, axis=0))
+        results = _combine_natively(rows, columns)
     else:
-        result = bilinear.differentiable(_combine, _combine_gradients)(*factors, *flat)
-    return ops.reshape(result, (-1, *shape[1:]))
+        flat = [ops.reshape(column, (1, -1)) for column in columns]
+        combine = bilinear.differentiable(_combine, _combine_gradients)
+        results = [combine(*row, *flat) for row in rows]
+    return [ops.reshape(result, (-1, *shape[1:])) for result in results]
+
+
+def _combine_natively(rows: Rows, columns: list[Any]) -> list[Any]:
+    import torch
+
+    points = torch.stack([column.flatten() for column in columns])
+    factors = torch.stack([torch.stack(row, dim=-1) for row in rows])
+    if factors.shape[1] > SIDE_BY_SIDE:
+        return list(torch.matmul(factors, points))
+    # Side by side, as PyTorch's sampler wants to have them.
+    moved = torch.matmul(points.T, factors.permute(1, 2, 0))
+    return list(moved.unbind(-1))
 
 
 def _sum(factors: Any, columns: Any) -> Any:
@@ -157,7 +173,7 @@ class Linear(families.Transform):
         rows = self._normalized(linear, ops.zeros_like(params[:, 0]), size, align_corners)
         columns = [points[..., j] for j in range(self.dimensions)]
         columns.append(ops.ones_like(columns[0]))
-        return [combine([*row, offset], columns) for row, offset in zip(rows, shift, strict=True)]
+        return combine([[*row, offset] for row, offset in zip(rows, shift, strict=True)], columns)
 
     def move(self, params: Any, points: Any, size: Any, align_corners: bool) -> Any:
         """See `Transform.move`."""
@@ -286,7 +302,7 @@ class Projective(families.Transform):
         """See `Transform.columns`."""
         params, points = self.check_points(params, points)
         columns = [points[..., 0], points[..., 1], ops.ones_like(points[..., 0])]
-        across, down, depth = (combine(row, columns) for row in self.rows(params))
+        across, down, depth = combine(self.rows(params), columns)
         nearness = 1.0 / _away_from_zero(depth)
         return [across * nearness, down * nearness]
 
