@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import stn
-from stn.tool import colocalization, runs
+from stn.tool import colocalization, comparison, runs
 from stn.tool.config import Config
 
 
@@ -224,6 +224,13 @@ def test_report_is_about_boxes(found):
     assert "Mean overlap" in page
     assert "Test accuracy" not in page
     assert 'id="classes"' not in page
+
+
+def test_comparison_says_how_many_were_found(found):
+    numbers = comparison.summarize(found)
+    assert numbers["objects_found"] == found.metrics["accuracy"]
+    assert numbers["accuracy"] is None  # that of a class
+    assert "98.0%" in comparison.write("objects_found", 0.98)
 
 
 def test_saved_model_points_at_what_was_found(found):

@@ -459,7 +459,8 @@ def compare(
         name = escape(one["name"]) + ("" if one["finished"] else " (not finished)")
         table.add_column(name, justify="right", overflow="fold")
     for key, (label, _) in comparison.COLUMNS.items():
-        table.add_row(label, *(comparison.write(key, one[key]) for one in results["runs"]))
+        if any(one[key] is not None for one in results["runs"]):
+            table.add_row(label, *(comparison.write(key, one[key]) for one in results["runs"]))
     for key, values in results["differences"].items():
         table.add_row(f"[dim]{key}[/]", *(f"[dim]{escape(str(value))}[/]" for value in values))
     Console(soft_wrap=True).print(table)

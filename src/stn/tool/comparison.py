@@ -17,6 +17,7 @@ WALL_BYTES = 2_500_000  # of all their pictures on the page
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "accuracy": ("Test accuracy", lambda value: f"{100 * value:.2f}%"),
     "validation_accuracy": ("Validation accuracy", lambda value: f"{100 * value:.2f}%"),
+    "objects_found": ("Objects found", lambda value: f"{100 * value:.1f}%"),
     "parameters": ("Parameters", lambda value: f"{value:,}"),
     "epochs": ("Epochs", lambda value: f"{value}"),
     "train_seconds": ("Training time", pages.duration),
@@ -35,7 +36,8 @@ def summarize(run: runs.Run) -> dict[str, Any]:
         run: A run; of one that is not finished, what its history says so far.
 
     Returns:
-        `name`; `transform`; `finished`; those of `COLUMNS`, of which `images_per_second` is the
+        `name`; `transform`; `finished`; those of `COLUMNS`, of which `objects_found` is the share
+        that co-localization finds with an overlap above a half, `images_per_second` is the
         median of the epochs, `alignment_error` the median turn left over in degrees, `variance`
         the change of the variance within a class by straightening, `sharpness` that of the averages
         afterwards.
@@ -57,6 +59,7 @@ def summarize(run: runs.Run) -> dict[str, Any]:
         "validation_accuracy": (metrics.get("validation") or {}).get(
             "accuracy", so_far.get("val_accuracy")
         ),
+        "objects_found": metrics.get("accuracy") if "mean_iou" in metrics else None,
         "parameters": metrics.get("parameters"),
         "epochs": metrics.get("epochs", len(history)),
         "train_seconds": metrics.get("train_seconds", sum(spent) if spent else None),
