@@ -28,6 +28,9 @@ from keras import ops
 PART = 2**18
 """The most values of the image gradient that are on their way at a time."""
 
+SIDE_BY_SIDE = 128
+"""Up to so many images, PyTorch is faster at making the coordinates of a point side by side."""
+
 FEW = 12
 """So many channels are read one by one."""
 
@@ -133,6 +136,27 @@ def read_natively(
         align_corners=align_corners,
     )
     return result.movedim(1, last)
+
+
+def combine_natively(rows: list[list[Any]], columns: list[Any]) -> list[Any]:
+    """`matrices.combine` by products of PyTorch, for columns that are the same for all images.
+
+    Args:
+        rows: Lists of `(batch,)` tensors, as many in each as there are columns.
+        columns: Tensors `(1, ...)`.
+
+    Returns:
+        For each row a tensor `(batch, points)`.
+    """
+    import torch
+
+    points = torch.stack([column.flatten() for column in columns])
+    factors = torch.stack([torch.stack(row, dim=-1) for row in rows])
+    if factors.shape[1] > SIDE_BY_SIDE:
+        return list(torch.matmul(factors, points))
+    # As `read_natively` wants to have them.
+    moved = torch.matmul(points.T, factors.permute(1, 2, 0))
+    return list(moved.unbind(-1))
 
 
 def _side_by_side(columns: list[Any]) -> Any:

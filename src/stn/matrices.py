@@ -12,9 +12,6 @@ from keras import ops
 from stn import bilinear, families, grids, samplers
 from stn.families import Rows
 
-SIDE_BY_SIDE = 128
-"""Up to so many images, PyTorch is faster at making the coordinates of a point side by side."""
-
 
 def product(a: Rows, b: Rows) -> Rows:
     """Multiply matrices given by their entries.
@@ -52,24 +49,12 @@ def combine(rows: Rows, columns: list[Any]) -> list[Any]:
     if shape[0] != 1 or None in shape[1:]:
         return [_sum(row, columns) for row in rows]
     if keras.backend.backend() == "torch":
-        results = _combine_natively(rows, columns)
+        results = bilinear.combine_natively(rows, columns)
     else:
         flat = [ops.reshape(column, (1, -1)) for column in columns]
         combine = bilinear.differentiable(_combine, _combine_gradients)
         results = [combine(*row, *flat) for row in rows]
     return [ops.reshape(result, (-1, *shape[1:])) for result in results]
-
-
-def _combine_natively(rows: Rows, columns: list[Any]) -> list[Any]:
-    import torch
-
-    points = torch.stack([column.flatten() for column in columns])
-    factors = torch.stack([torch.stack(row, dim=-1) for row in rows])
-    if factors.shape[1] > SIDE_BY_SIDE:
-        return list(torch.matmul(factors, points))
-    # Side by side, as PyTorch's sampler wants to have them.
-    moved = torch.matmul(points.T, factors.permute(1, 2, 0))
-    return list(moved.unbind(-1))
 
 
 def _sum(factors: Any, columns: Any) -> Any:

@@ -22,6 +22,10 @@ def pays(size: tuple[int, ...], reach: int) -> bool:
     Args:
         size: The size of the images. The longer an axis, the more products are with zeros.
         reach: How many pixels the sampler reads along an axis.
+
+    Example:
+        >>> pays((28, 28), reach=1), pays((28, 4000), reach=6)
+        (False, False)
     """
     return reach > 1 and max(size) <= 48 * reach**2 and not _rounds()
 
@@ -37,6 +41,12 @@ def read(values: Any, taps: list[Any], fill: tuple[float, ...] | None) -> Any:
 
     Returns:
         `(batch, *output_size, channels)`.
+
+    Example:
+        >>> from keras import ops
+        >>> both = [(ops.array([[n]]), ops.array([[True]]), ops.array([[0.5]])) for n in (0, 1)]
+        >>> float(read(ops.array([[[2.0], [4.0], [9.0]]]), [both], None)[0, 0, 0])
+        3.0
     """
     inside = ops.ones((1,), values.dtype)
     with _exactly():
