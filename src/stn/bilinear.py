@@ -11,7 +11,8 @@ compiled step only where someone asks for it.
 Two rules made it fast, both measured (docs/experiments.md). What a step needs beside its results
 must stay small, or most of its time goes into fetching fresh memory: so the gradient works through
 the batch in parts, one after the other. And XLA must neither share the pixels read between two
-results nor sum over channels inside the loop that reads them.
+results nor sum over channels inside the loop that reads them, unless there are few: those are read
+as single numbers, one channel after the other.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ import numpy as np
 from keras import ops
 
 PART = 2**18
-"""The most values of the image gradient that are on their way at a time."""
+"""The most values of a gradient that are on their way at a time."""
 
 SIDE_BY_SIDE = 128
 """Up to so many images, PyTorch is faster at making the coordinates of a point side by side."""
 
 FEW = 12
-"""So many channels are read one by one."""
+"""Up to so many channels are read one by one for the gradient to the points."""
 
 
 def read(values: Any, at: list[Any]) -> Any:
