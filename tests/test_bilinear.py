@@ -94,6 +94,23 @@ def test_nan_reads_nan_and_harms_no_other(gradient):
     np.testing.assert_array_equal(found[1][0], expected[1][0])
 
 
+def test_gradients_are_the_same_bit_by_bit(gradient):
+    """All points of an image read the same few pixels: sums in another order would differ."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(8, 5, 4, 3)).astype("float32")
+    params = np.tile(np.float32([0.2, 0.01, 0.1, 0.02, 0.1, 0.0]), (8, 1))
+    weights = rng.normal(size=(8, 60, 60, 3)).astype("float32")
+
+    def scalar(images):
+        options = {"output_size": 60, "data_format": "channels_last"}
+        return ops.sum(stn.warp(images, params, **options) * ops.array(weights))
+
+    first, *others = (gradient(scalar, images) for _ in range(4))
+    assert np.abs(first).max() > 50
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX can say what it keeps")
 def test_nothing_is_kept_but_the_points():
     """No tensor of points times neighbors times channels waits for the gradient."""
