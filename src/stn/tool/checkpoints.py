@@ -42,7 +42,34 @@ def _absolute(path: str) -> str:
         raise UserError(f"Expected the path of a folder. Received: {path!r} ({error})") from error
 
 
-def check_free(run: runs.Run, overwrite: bool) -> None:
+def prepare(
+    out: str | os.PathLike[str], config: Config, *, resume: bool, overwrite: bool
+) -> tuple[runs.Run, Config]:
+    """Make sure that a run can go to a folder, or go on there; nothing is written yet.
+
+    Returns:
+        The run, and its configuration with all that was left to us.
+
+    Raises:
+        UserError: If there is something else, or another run.
+    """
+    run, config = runs.Run(out), resolve(config)
+    if resume:
+        _check_resumable(run, config)
+    else:
+        _check_free(run, overwrite)
+    return run, config
+
+
+def begin(run: runs.Run, config: Config, *, resume: bool, overwrite: bool) -> None:
+    """Make the folder ready to be written to, new or as the last checkpoint left it."""
+    if resume:
+        run.clear_unfinished()
+    else:
+        _create(run, config, overwrite)
+
+
+def _check_free(run: runs.Run, overwrite: bool) -> None:
     """Make sure that a new run may be written to a folder."""
     if not run.path.exists():
         return
@@ -62,7 +89,7 @@ def check_free(run: runs.Run, overwrite: bool) -> None:
         )
 
 
-def check_resumable(run: runs.Run, config: Config) -> None:
+def _check_resumable(run: runs.Run, config: Config) -> None:
     """Make sure that a run can go on, as if it had never stopped, with this configuration."""
     run = runs.Run.open(run.path)
     before, now = run.config.model_dump(), config.model_dump()
@@ -81,7 +108,7 @@ def check_resumable(run: runs.Run, config: Config) -> None:
         )
 
 
-def create(run: runs.Run, config: Config, overwrite: bool) -> None:
+def _create(run: runs.Run, config: Config, overwrite: bool) -> None:
     """Make the run folder appear at once, with all that is needed to resume it."""
     if overwrite and run.config_file.exists():
         run.clear()

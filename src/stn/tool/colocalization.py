@@ -73,12 +73,7 @@ def train(
     """
     begun = time.perf_counter()
     progress = progress or Progress(quiet=True)
-    run = runs.Run(out)
-    config = checkpoints.resolve(_check(config))
-    if resume:
-        checkpoints.check_resumable(run, config)
-    else:
-        checkpoints.check_free(run, overwrite)
+    run, config = checkpoints.prepare(out, _check(config), resume=resume, overwrite=overwrite)
     board = Board(run, wanted=config.tensorboard)
 
     # Data. Where the objects are is known here, but only used to see how well they are found.
@@ -97,10 +92,7 @@ def train(
     locator = build_locator(scenes.images.shape[1:], size)
     classifier, encoder = build_encoder(digits.images.shape[1:], len(names) + 1)
     summary = checkpoints.summarize(locator)
-    if resume:
-        run.clear_unfinished()
-    else:
-        checkpoints.create(run, config, overwrite)
+    checkpoints.begin(run, config, resume=resume, overwrite=overwrite)
     new, encoder_accuracy = not run.checkpoint_file.exists(), 0.0
     if new:
         with progress.step("Training the encoder to tell digits apart"):

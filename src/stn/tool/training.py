@@ -87,12 +87,7 @@ def train(
     """
     begun = time.perf_counter()
     progress = progress or Progress(quiet=True)
-    run = runs.Run(out)
-    config = checkpoints.resolve(config)
-    if resume:
-        checkpoints.check_resumable(run, config)
-    else:
-        checkpoints.check_free(run, overwrite)
+    run, config = checkpoints.prepare(out, config, resume=resume, overwrite=overwrite)
     board = Board(run, wanted=config.tensorboard)
 
     # Data. The test images are loaded at the end, when everything has been decided.
@@ -130,10 +125,7 @@ def train(
     monitor = Monitor(run, config, model, validation_images, validation_split.labels, names)
     lookout = alarms.Lookout(model, config, validation_images, validation_split.labels)
     summary = checkpoints.summarize(model)
-    if resume:
-        run.clear_unfinished()
-    else:
-        checkpoints.create(run, config, overwrite)
+    checkpoints.begin(run, config, resume=resume, overwrite=overwrite)
     if run.checkpoint_file.exists():
         state = checkpoints.restore(run, model)
         best = state.pop("best")
