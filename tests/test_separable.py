@@ -8,7 +8,9 @@ import stn
 from stn import samplers, separable
 
 SAMPLERS = ("bilinear", "bicubic", "lanczos3")
-FAMILIES = [("translation", 2), ("attention", 2), ("scaling", 2), ("translation", 3)]
+OTHERS = [("translation", 2), ("scaling", 2), ("translation", 3), ("attention", 3)]
+CASES = [("attention", 2, s, p) for s in SAMPLERS for p in samplers.PADDINGS]
+CASES += [(*family, "bicubic", "zeros") for family in OTHERS]
 SIZES = {2: (7, 9), 3: (4, 6, 5)}
 
 
@@ -48,9 +50,7 @@ def by_products(monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("padding", samplers.PADDINGS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize(("name", "dimensions"), FAMILIES)
+@pytest.mark.parametrize(("name", "dimensions", "sampler", "padding"), CASES)
 def test_products_read_what_points_read(
     name, dimensions, sampler, padding, by_points, by_products, gradient
 ):
