@@ -48,16 +48,18 @@ def read(values: Any, taps: list[Any], fill: tuple[float, ...] | None) -> Any:
         >>> float(read(ops.array([[[2.0], [4.0], [9.0]]]), [both], None)[0, 0, 0])
         3.0
     """
-    inside = ops.ones((1,), values.dtype)
+    matrices = [
+        _matrix(axis_taps, n, fill is not None, values.dtype)
+        for axis_taps, n in zip(taps, values.shape[1:-1], strict=True)
+    ]
     with _exactly():
-        for axis, (axis_taps, n) in enumerate(zip(taps, values.shape[1:-1], strict=True)):
-            matrix = _matrix(axis_taps, n, fill is not None, values.dtype)
-            values = _multiply(matrix, values, axis + 1)
-            share = ops.sum(matrix, axis=-1)
-            inside = ops.expand_dims(inside, -1) * ops.reshape(
-                share, (-1, *(1,) * axis, share.shape[-1])
-            )
+        for axis, matrix in enumerate(matrices, 1):
+            values = _multiply(matrix, values, axis)
     if any(fill or ()):
+        inside = ops.ones((1,), values.dtype)
+        for axis, matrix in enumerate(matrices):
+            share = ops.reshape(ops.sum(matrix, axis=-1), (-1, *(1,) * axis, matrix.shape[1]))
+            inside = ops.expand_dims(inside, -1) * share
         outside = ops.expand_dims(1.0 - inside, -1)
         values = values + outside * ops.convert_to_tensor(fill, values.dtype)
     return values
