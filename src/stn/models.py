@@ -154,12 +154,15 @@ def _width(body: Any, shape: Any, num_classes: int, parameters: int) -> float:
         head = layers.Dense(num_classes)
         counts.append(keras.Sequential([keras.Input(shape), body(width), head]).count_params())
     square, line, rest = np.polyfit(widths, counts, 2)
-    if square < 1e-6 or parameters <= rest + line / 16:
+    if counts[0] == counts[-1] or parameters <= rest + line / 16:
         raise ValueError(
             f"so few parameters leave {parameters} for the classifier, and its width "
-            f"{'can only be as it is' if square < 1e-6 else 'would vanish'}"
+            f"{'can only be as it is' if counts[0] == counts[-1] else 'would vanish'}"
         )
-    return float((-line + (line**2 - 4 * square * (rest - parameters)) ** 0.5) / (2 * square))
+    # This way of writing the root holds where nothing grows with the square, too.
+    return float(
+        2 * (parameters - rest) / (line + (line**2 + 4 * square * (parameters - rest)) ** 0.5)
+    )
 
 
 def looks(model: keras.Model) -> list[tuple[Any, Any, Any]]:
@@ -267,18 +270,20 @@ def _large_body(width: float) -> keras.Sequential:
 
 
 def _cnn_body(width: float) -> keras.Sequential:
+    # For speed: 3x3 blocks of 2x2 pixels instead of 6x6 pixels in steps of 2, and numbers of
+    # channels that fill the registers of a processor. The dense layer takes the other parameters.
     return keras.Sequential(
         [
-            *_convolution(_units(32, width), 5, 2),
-            *_convolution(_units(64, width), 3, 1),
-            layers.MaxPooling2D(2, padding="same"),
-            *_convolution(_units(96, width), 3, 1),
-            *_convolution(_units(96, width), 3, 1),
-            layers.MaxPooling2D(2, padding="same"),
+            Blocks(2),
+            *_convolution(32, 3, 1),
+            *_convolution(64, 3, 2),
+            *_convolution(64, 3, 1),
+            PoolTo(4),
+            *_convolution(128, 3, 1),
             layers.Flatten(),
-            layers.Dropout(0.2),
-            layers.Dense(_units(128, width), activation="relu"),
-            layers.Dropout(0.2),
+            layers.Dropout(0.1),
+            layers.Dense(_units(96, width), activation="relu"),
+            layers.Dropout(0.1),
         ],
         name="body",
     )
@@ -325,6 +330,71 @@ def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
         layers.BatchNormalization(momentum=0.9),
         layers.Activation("relu"),
     ]
+
+
+@keras.saving.register_keras_serializable(package="stn")
+class Blocks(layers.Layer):
+    """Makes one pixel of a block of pixels, whose channels stand beside each other.
+
+    Args:
+        size: The side of a block.
+        **kwargs: As in every Keras layer.
+
+    Input shape:
+        `(batch, height, width, channels)`; zeros are added below and at the right of what cannot be
+        divided by `size`.
+
+    Output shape:
+        `(batch, ceil(height / size), ceil(width / size), size * size * channels)`.
+    """
+
+    def __init__(self, size: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def call(self, inputs: Any) -> Any:
+        """The blocks."""
+        height, width, channels = inputs.shape[1:]
+        n = self.size
+        rows, columns = -(-height // n), -(-width // n)
+        missing = (0, 0), (0, n * rows - height), (0, n * columns - width), (0, 0)
+        blocks = ops.reshape(ops.pad(inputs, missing), (-1, rows, n, columns, n * channels))
+        blocks = ops.transpose(blocks, (0, 1, 3, 2, 4))
+        return ops.reshape(blocks, (-1, rows, columns, n * n * channels))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, for saving."""
+        return {**super().get_config(), "size": self.size}
+
+
+@keras.saving.register_keras_serializable(package="stn")
+class PoolTo(layers.Layer):
+    """Halves images by the maximum of 2x2 pixels until no side is longer than `size`.
+
+    Args:
+        size: The longest side that may be left.
+        **kwargs: As in every Keras layer.
+
+    Input shape:
+        `(batch, height, width, channels)`.
+
+    Output shape:
+        `(batch, smaller height, smaller width, channels)`; odd sides are rounded up.
+    """
+
+    def __init__(self, size: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def call(self, inputs: Any) -> Any:
+        """The pooled images."""
+        while max(inputs.shape[1:3]) > self.size:
+            inputs = ops.max_pool(inputs, 2, padding="same", data_format="channels_last")
+        return inputs
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, for saving."""
+        return {**super().get_config(), "size": self.size}
 
 
 @keras.saving.register_keras_serializable(package="stn")
