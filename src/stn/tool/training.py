@@ -7,7 +7,6 @@ uninterrupted one would be.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import time
@@ -272,11 +271,7 @@ class _Batches(keras.utils.PyDataset):
         if config.augment or config.elastic:
             beyond = "zeros" if background == "dark" else "border"
             small = distortions.augmentation(config.augment or 0.0, config.elastic, beyond)
-            self._augmented = (
-                dataclasses.replace(small, apart=distortion.apart)
-                if distortion.idle
-                else dataclasses.replace(distortion, first=small)
-            )
+            self._augmented = distortion.after(small)
         self.epoch = 1
 
     @property

@@ -29,7 +29,8 @@ class Distortion:
         corners: Standard deviation of the shift of each corner along each axis, as a fraction of
             the image: a projective transformation. Corners that no longer span a quadrilateral
             worth the name are drawn again (about one image in a hundred with 5/28).
-        control: The same of 16 points on a regular 4x4 grid: a thin-plate spline.
+        control: The same of 16 points on a regular 4x4 grid over the result, as a fraction of the
+            result: a thin-plate spline.
         canvas: Size of the result as a multiple of the image; in a larger canvas the image is
             placed anywhere it fits.
         distractors: Number of patches of other images scattered over the canvas.
@@ -60,6 +61,20 @@ class Distortion:
         """The families of transformations, the one applied to the image first comes first."""
         own = "affine", *["projective"] * (self.corners > 0), *["tps"] * (self.control > 0)
         return (*(self.first.families if self.first else ()), *own)
+
+    def after(self, small: Distortion) -> Distortion:
+        """This distortion of images that were changed a little before, read in one go.
+
+        Bends are not made before, but with those of this one, on the same grid: displacements of
+        its points add up, and so do their variances.
+        """
+        if self.idle:
+            return dataclasses.replace(small, apart=self.apart)
+        return dataclasses.replace(
+            self,
+            first=dataclasses.replace(small, control=0.0),
+            control=math.hypot(self.control, small.control),
+        )
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The `(height, width)` of the result for images of this size."""
