@@ -337,6 +337,29 @@ def test_what_comes_first_is_applied_first():
     assert result.max(axis=1).tolist()[2:4] == [200, 200] and result[[0, 1, 4, 5, 6, 7]].max() == 0
 
 
+@pytest.mark.parametrize("name", ["R", "E", "TC"])
+def test_augmentation_before_a_distortion_bends_together_with_it(name):
+    small, distortion = distortions.augmentation(1.0, elastic=2.0), DISTORTIONS[name]
+    both = distortion.after(small)
+    own = [family for family in distortion.families if family != "tps"]
+    assert both.families == ("affine", *own, "tps")  # one spline, and it comes last
+    params = both.params(2000, (28, 28), np.random.default_rng(0))
+    bends, others = params[:, -32:], params[:, :-32]
+    # E moves its points by 1.5 pixels of 28, in the square of 2 by 2; twice that beside it.
+    expected = 2 * 1.5 / 28 * np.hypot(2, name == "E")
+    np.testing.assert_allclose(bends.std(), expected, rtol=0.02)
+    # What is not bent is as it was: the same draws of the same changes, one before the other.
+    straight = dataclasses.replace(distortion, first=small, control=0.0)
+    straight = dataclasses.replace(straight, first=dataclasses.replace(small, control=0.0))
+    np.testing.assert_array_equal(others, straight.params(2000, (28, 28), np.random.default_rng(0)))
+
+
+def test_augmentation_before_no_distortion_is_augmentation():
+    small = distortions.augmentation(0.5, elastic=0.5, padding="border")
+    assert DISTORTIONS["none"].after(small) == small
+    assert Distortion(apart=True).after(small) == dataclasses.replace(small, apart=True)
+
+
 def test_clutter_is_added_to_the_translated_image():
     """Six 6x6 pieces of other images; the image itself loses nothing."""
     images = np.full((8, 28, 28, 1), 200, "uint8")

@@ -150,6 +150,23 @@ def test_compact_takes_images_of_any_size(shape):
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (5, 1), (6, 1), (17, 40), (7, 9), (60, 60)])
+def test_pooling_halves_until_no_side_is_too_long(shape, tmp_path):
+    images = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype("float32") - 9
+    model = keras.Sequential([keras.Input((*shape, 3)), models.PoolTo(5)])
+    expected = images
+    while max(expected.shape[1:3]) > 5:
+        odd = [(0, n % 2) for n in expected.shape[1:3]]
+        expected = np.pad(expected, [(0, 0), *odd, (0, 0)], constant_values=-np.inf)
+        _, rows, columns, _ = expected.shape
+        expected = expected.reshape(2, rows // 2, 2, columns // 2, 2, 3).max((2, 4))
+    found = model.predict(images, verbose=0)
+    np.testing.assert_array_equal(found, expected)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_array_equal(again.predict(images, verbose=0), expected)
+
+
 @pytest.mark.parametrize("transform", stn.TRANSFORMS)
 def test_saved_classifier_gives_the_same(transform, tmp_path):
     model = stn.classifier("compact", num_classes=5, transform=transform)
