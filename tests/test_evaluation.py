@@ -38,6 +38,21 @@ def test_score_by_hand():
     assert json.loads(json.dumps(found)) == found
 
 
+def test_score_with_smoothed_labels_is_the_loss_of_training():
+    import keras
+
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(5, 0.2), 40).astype("float32")
+    labels = rng.integers(0, 5, 40)
+    found = score(probabilities, labels, "abcde", 0.1)
+    smooth = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
+    expected = float(smooth(np.eye(5)[labels], probabilities))
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    plain = score(probabilities, labels, "abcde")
+    assert found["loss"] != pytest.approx(plain["loss"], rel=0.05)
+    assert {**found, "loss": 0} == {**plain, "loss": 0}
+
+
 def test_score_of_certain_mistakes_is_finite():
     assert score(np.array([[0.0, 1.0]]), np.array([0]), "ab")["loss"] == pytest.approx(16.118, 1e-3)
 

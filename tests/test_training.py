@@ -22,6 +22,7 @@ import stn
 from conftest import draw_shapes
 from stn.tool import data, runs
 from stn.tool.config import UserError
+from stn.tool.data import distortions
 from stn.tool.progress import Progress
 
 
@@ -138,6 +139,20 @@ def test_metrics(trained):
     assert 0 < metrics["train_seconds"] < metrics["total_seconds"]
     counts = [record["count"] for record in metrics["test"]["per_class"].values()]
     assert counts == [5] * 4 + [0] * 6
+
+
+def test_the_best_is_chosen_by_the_loss_that_is_trained(trained):
+    import keras
+
+    config, run = trained.run.config, trained.run
+    assert config.label_smoothing > 0
+    whole = data.load("mnist", data_dir=config.data_dir, splits=("train",)).train
+    _, held = data.carve(whole, config.validation, seed=config.seed)
+    images = distortions.distort_all(held.images, distortions.DISTORTIONS["RTS"], (config.seed, 1))
+    found = keras.saving.load_model(run.model_file).predict(images, verbose=0)
+    smooth = keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)
+    expected = float(smooth(np.eye(found.shape[-1])[held.labels], found))
+    assert run.metrics["validation"]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_dataset_and_environment(trained):

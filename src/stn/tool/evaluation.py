@@ -290,7 +290,10 @@ def predict_probabilities(model: Any, images: np.ndarray, *, batch_size: int = 1
 
 
 def score(
-    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    label_smoothing: float = 0.0,
 ) -> dict[str, Any]:
     """Compare class probabilities with the truth.
 
@@ -298,6 +301,7 @@ def score(
         probabilities: `(count, classes)`, rows that sum to 1.
         labels: `(count,)` integers in `[0, classes)`.
         class_names: The names of the classes.
+        label_smoothing: Of the `loss`: the share of every label that goes to all classes alike.
 
     Returns:
         As `evaluate`.
@@ -312,10 +316,14 @@ def score(
     confusion = confusion.reshape(classes, classes)
     counts, hits = confusion.sum(1), confusion.diagonal()
     true = probabilities[np.arange(len(labels)), labels].astype("float64")
+    loss = -np.mean(np.log(np.clip(true, 1e-7, 1.0)))
+    if label_smoothing:
+        others = -np.mean(np.log(np.clip(probabilities, 1e-7, 1.0)), dtype="float64")
+        loss = (1 - label_smoothing) * loss + label_smoothing * others
     return {
         "count": len(labels),
         "accuracy": float(np.mean(guesses == labels)),
-        "loss": float(-np.mean(np.log(np.clip(true, 1e-7, 1.0)))),
+        "loss": float(loss),
         "per_class": {
             name: {"accuracy": float(hit / n) if n else None, "count": int(n)}
             for name, hit, n in zip(class_names, hits, counts, strict=True)
