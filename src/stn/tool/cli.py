@@ -247,7 +247,8 @@ def reproduce(
 ) -> None:
     """Train a table of a paper anew, cell by cell, and print it beside the paper's.
 
-    What is in the folder already is kept; interrupt it, and the same command goes on.
+    What is in the folder already is kept; interrupt it, and the same command goes on. Commands with
+    other cells can share the folder, side by side.
     """
     from stn.tool import printing, reproduction
 
