@@ -353,7 +353,8 @@ class PoolTo(layers.Layer):
     def call(self, inputs: Any) -> Any:
         """The pooled images."""
         while max(inputs.shape[1:3]) > self.size:
-            inputs = ops.max_pool(inputs, 2, padding="same", data_format="channels_last")
+            # The second 2 are the strides: left out, Keras 3.15 fails on JAX.
+            inputs = ops.max_pool(inputs, 2, 2, padding="same", data_format="channels_last")
         return inputs
 
     def get_config(self) -> dict[str, Any]:
