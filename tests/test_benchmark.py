@@ -85,17 +85,20 @@ def test_neighbors_are_others_and_not_we():
     alone = timing.Neighbors()
     spin(0.5)
     before = alone.share()
-    code = "import time\nwhile time.process_time() < 30: pass"
-    busy = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
+    code = "import time\nprint(flush=True)\nwhile time.process_time() < 30: pass"
+    busy = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(4)
+    ]
     try:
-        time.sleep(0.3)
+        for process in busy:
+            process.stdout.readline()  # it has begun
         beside = timing.Neighbors()
         time.sleep(1)
         share = beside.share()
     finally:
         for process in busy:
             process.kill()
-            process.wait()
+            process.communicate()
     assert 0 <= before <= 1
     assert min(4, os.cpu_count()) / os.cpu_count() * 0.7 < share <= 1
 

@@ -108,7 +108,7 @@ class Neighbors:
         if now is None or self._before is None:
             return None
         others, total = (b - a for a, b in zip(self._before, now, strict=True))
-        return max(0.0, others / total) if total > 0 else 0.0
+        return min(max(0.0, others / total), 1.0) if total > 0 else 0.0  # but for rounding
 
     def _read(self) -> tuple[float, float] | None:
         """Seconds that others worked, and all seconds there were, on all cores together."""
