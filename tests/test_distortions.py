@@ -349,8 +349,8 @@ def test_augmentation_before_a_distortion_bends_together_with_it(name):
     expected = 2 * 1.5 / 28 * np.hypot(2, name == "E")
     np.testing.assert_allclose(bends.std(), expected, rtol=0.02)
     # What is not bent is as it was: the same draws of the same changes, one before the other.
-    straight = dataclasses.replace(distortion, first=small, control=0.0)
-    straight = dataclasses.replace(straight, first=dataclasses.replace(small, control=0.0))
+    unbent = dataclasses.replace(small, control=0.0)
+    straight = dataclasses.replace(distortion, first=unbent, control=0.0)
     np.testing.assert_array_equal(others, straight.params(2000, (28, 28), np.random.default_rng(0)))
 
 

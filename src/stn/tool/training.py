@@ -170,8 +170,8 @@ def train(
             predict_probabilities(model, validation_images),
             validation_split.labels,
             names,
-            # The loss that is trained. Without smoothing it would rise long before the end, and
-            # weights from before the learning rate fell would be taken for the best.
+            # The loss that is trained. Without smoothing it is flat long before the end, and a
+            # lucky epoch from before the learning rate fell would be taken for the best.
             config.label_smoothing,
         )
         record = {
