@@ -51,6 +51,9 @@ from stn.tool.progress import Progress
 # Streams of randomness: the number after the seed. Test images and monitor have 2 and 3.
 _TRAINING, _VALIDATION = 0, 1
 
+# Values in the training images that are distorted in one go.
+_AT_ONCE = 1 << 20
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; what was reached before is kept. Exit code 1."""
@@ -275,6 +278,10 @@ class _Batches(keras.utils.PyDataset):
             beyond = "zeros" if background == "dark" else "border"
             small = distortions.augmentation(config.augment or 0.0, config.elastic, beyond)
             self._augmented = distortion.after(small)
+        height, width = distortion.output_size(split.images.shape[1:3])
+        values = height * width * split.images.shape[-1] * config.batch_size
+        # A call costs an accelerator more than small images do. A power of two, as warps compile.
+        self._at_once = 1 << max(0, int(math.log2(_AT_ONCE / values)))
         self.epoch = 1
 
     @property
@@ -283,7 +290,7 @@ class _Batches(keras.utils.PyDataset):
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        self._epoch = epoch
+        self._epoch, self._drawn = epoch, None
         rng = np.random.default_rng((self._config.seed, _TRAINING, epoch))
         self._order = rng.permutation(len(self._split))
         # What augmentation blurs and bends is gone for good: at the end they are seen as they are.
@@ -296,16 +303,26 @@ class _Batches(keras.utils.PyDataset):
         return len(self._split) // self._config.batch_size
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        block, place = divmod(index, self._at_once)
+        if block != self._drawn:
+            self._images, self._labels = self._draw(block)
+            self._drawn = block
         size = self._config.batch_size
-        part = slice(index * size, (index + 1) * size)
+        part = slice(place * size, (place + 1) * size)
+        return self._images[part], self._labels[part]
+
+    def _draw(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """The images and labels of as many batches as are made in one go."""
+        size = self._config.batch_size
+        first = block * self._at_once
+        part = slice(first * size, min(first + self._at_once, len(self)) * size)
         chosen = self._split.take(self._order[part])
         if self._config.task == "addition":
             chosen = addition.pair(chosen, self._split.take(self._others[part]))
-        images = chosen.images
-        if not self._distortion.idle:
-            rng = np.random.default_rng((self._config.seed, _TRAINING, self._epoch, index))
-            images = self._distortion(images, rng)
-        return images, chosen.labels
+        if self._distortion.idle:
+            return chosen.images, chosen.labels
+        rng = np.random.default_rng((self._config.seed, _TRAINING, self._epoch, block))
+        return self._distortion(chosen.images, rng), chosen.labels
 
 
 class Watcher(keras.callbacks.Callback):
