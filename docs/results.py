@@ -178,12 +178,18 @@ def _without_seed(command):
 
 def _where(made):
     days = sorted({str(one["started"])[:10] for one in made})
-    places = sorted({f"{one['backend']}, {one['cores']} cores of {one['cpu']}" for one in made})
+    places = sorted({_place(one) for one in made})
     revisions = sorted({one["revision"] or "without a revision" for one in made})
     return (
         f"{days[0]}{'' if len(days) == 1 else ' to ' + days[-1]}; {'; '.join(places)}; "
         f"source {', '.join(revisions)}."
     )
+
+
+def _place(one):
+    device = one.get("device") or "cpu"  # records of before 2026-11-27 do not say
+    accelerator = "" if device == "cpu" else f"one {device} and "
+    return f"{one['backend']}, {accelerator}{one['cores']} cores of {one['cpu']}"
 
 
 def read(folder=FOLDER / "results"):

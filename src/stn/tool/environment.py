@@ -33,7 +33,7 @@ def describe() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
-        "device": devices()[0] if has_accelerator() else "cpu",
+        "device": device_name(),
         "revision": _revision(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["stn", *sys.argv[1:]])
@@ -70,6 +70,24 @@ def devices() -> list[str]:
 def has_accelerator() -> bool:
     """Whether Keras sees anything but CPUs."""
     return any("cpu" not in device.lower() for device in devices())
+
+
+def device_name() -> str:
+    """What the maker calls the accelerator; "cpu" if there is none."""
+    if not has_accelerator():
+        return "cpu"
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "mps"
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.devices()[0].device_kind
+    import tensorflow as tf
+
+    gpu = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(gpu[0])["device_name"] if gpu else "?"
 
 
 def _cpu() -> str:

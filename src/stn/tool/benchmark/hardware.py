@@ -35,7 +35,6 @@ def describe(topic: str, against: Iterable[str]) -> dict[str, Any]:
     found = environment.describe()
     del found["format"]
     return found | {
-        "device": device_name(),
         "threads": cores(),
         "load": [round(value, 2) for value in os.getloadavg()],
         "peers": {name: version(name) for name in against},
@@ -43,24 +42,6 @@ def describe(topic: str, against: Iterable[str]) -> dict[str, Any]:
         if sys.argv[0].endswith("stn")
         else f"stn bench {topic}",
     }
-
-
-def device_name() -> str:
-    """What the maker calls the accelerator; "cpu" if there is none."""
-    if not environment.has_accelerator():
-        return "cpu"
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "mps"
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.devices()[0].device_kind
-    import tensorflow as tf
-
-    gpu = tf.config.list_physical_devices("GPU")
-    return tf.config.experimental.get_device_details(gpu[0])["device_name"] if gpu else "?"
 
 
 def device_bandwidth(size: int) -> float | None:
