@@ -271,7 +271,7 @@ def _large_body(width: float) -> keras.Sequential:
 
 def _cnn_body(width: float) -> keras.Sequential:
     # Numbers of channels that fill the registers of a processor: others are up to twice as slow.
-    # What parameters are left, the dense layer takes.
+    # What parameters are left, the last convolution takes.
     return keras.Sequential(
         [
             *_convolution(32, 5, 2),
@@ -279,9 +279,8 @@ def _cnn_body(width: float) -> keras.Sequential:
             *_convolution(64, 3, 1),
             PoolTo(4),
             *_convolution(128, 3, 1),
+            *_convolution(_units(128, width), 3, 1),
             layers.Flatten(),
-            layers.Dropout(0.1),
-            layers.Dense(_units(96, width), activation="relu"),
             layers.Dropout(0.1),
         ],
         name="body",
