@@ -2,7 +2,7 @@
 
 python docs/results.py                                  # write the page
 python docs/results.py add emnist-byclass RUN [RUN ...]  # put finished runs into a record first
-python docs/results.py add table1 FOLDER                 # the folder of `stn reproduce table1`
+python docs/results.py add table1 FOLDER                 # a folder of `stn reproduce table1`
 """
 
 import json
@@ -30,7 +30,7 @@ def add(name, folders):
     file = FOLDER / "results" / f"{name}.json"
     record = json.loads(file.read_text("utf-8")) if file.exists() else {"title": name, "text": ""}
     if name == "table1":
-        record |= reproduction.collect(folders[0])
+        record |= reproduction.collect(folders[0], record)
     else:
         new = [reproduction.result(runs.Run.open(folder)) for folder in folders]
         said = {one["command"] for one in new}

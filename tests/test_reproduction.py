@@ -109,12 +109,34 @@ def test_what_is_there_is_kept_and_what_is_missing_is_trained(made):
     assert table["st-cnn-tps"][4] == ""
 
 
-def test_a_run_that_was_made_otherwise_is_not_passed_off(made):
+def test_earlier_results_are_kept_where_there_is_no_run_of_the_same_seed(made):
+    out, _ = made
+    earlier = reproduction.collect(out)
+    cells = {cell["cell"]: cell for cell in earlier["cells"]}
+    ours = cells["R/fcn"]["runs"]
+    other = {**ours[0], "error": 7.0}
+    cells["R/fcn"]["runs"] = [{**other, "seed": 1}, {**other, "seed": 3}]
+    cells["RTS/cnn"]["runs"] = [{**other, "seed": 42}]
+    found = {cell["cell"]: cell for cell in reproduction.collect(out, earlier)["cells"]}
+    assert found["R/fcn"]["runs"] == [*ours, {**other, "seed": 3}]
+    errors = [one["error"] for one in found["R/fcn"]["runs"]]
+    assert found["R/fcn"]["error"] == pytest.approx(np.mean(errors), abs=1e-3)
+    assert (found["RTS/cnn"]["error"], found["RTS/cnn"]["spread"]) == (7.0, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        (("--epochs", "3"), "epochs"),
+        (("--epochs", "2", "--steps-per-execution", "2"), "steps_per_execution"),
+    ],
+)
+def test_a_run_that_was_made_otherwise_is_not_passed_off(made, words, changed):
     _, command = made
     with pytest.raises(
-        UserError, match=r"R-fcn-1 .*another value for epochs; choose another --out"
+        UserError, match=rf"R-fcn-1 .*another value for {changed}; choose another --out"
     ):
-        command("--cells", "R/fcn", "--seeds", "1", "--epochs", "3")
+        command("--cells", "R/fcn", "--seeds", "1", *words)
 
 
 @pytest.mark.parametrize(

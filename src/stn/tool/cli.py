@@ -242,6 +242,12 @@ def reproduce(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Instead of those of the recipes, to try it.")
     ] = None,
+    steps_per_execution: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Steps between two looks at the loss; more help on an accelerator."
+        ),
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="Keras backend.")] = None,
     json_: Json = False,
 ) -> None:
@@ -263,7 +269,12 @@ def reproduce(
             f"Expected seeds as in 42,43,44. Received: --seeds {seeds!r}"
         ) from None
     out = out or Path("runs") / table
-    given = {"data_dir": data_dir and str(data_dir), "mirror": mirror, "epochs": epochs}
+    given = {
+        "data_dir": data_dir and str(data_dir),
+        "mirror": mirror,
+        "epochs": epochs,
+        "steps_per_execution": steps_per_execution,
+    }
     values = {key: value for key, value in given.items() if value is not None}
     for seed in numbers:  # mistakes in any value first
         reproduction.configure(chosen[0], seed=seed, backend=backend, **values)

@@ -150,8 +150,12 @@ def configure(cell: Cell, **values: Any) -> Config:
     return Config(recipe=f"table1-{cell.network}", distort=cell.distort, **{**family, **values})
 
 
-def collect(out: str | os.PathLike[str]) -> dict[str, Any]:
+def collect(out: str | os.PathLike[str], before: dict[str, Any] | None = None) -> dict[str, Any]:
     """The results of all finished runs in a folder that `reproduce` wrote.
+
+    Args:
+        out: The folder.
+        before: Earlier results, whose runs are kept where the folder has none of the same seed.
 
     Returns:
         `title`, and `cells`: of every cell of the table `cell`, `row`, `distort`, `paper` (its
@@ -160,14 +164,14 @@ def collect(out: str | os.PathLike[str]) -> dict[str, Any]:
         `error`, the numbers of `train` and `test` images, `parameters`, `epochs`, `seconds` of
         training, `command`, and where it ran.
     """
+    kept = {cell["cell"]: cell["runs"] for cell in (before or {}).get("cells", [])}
     found = []
     for cell in TABLE1:
-        made = [
-            result(run)
-            for folder in sorted(Path(out).glob(_folder(cell, "*")))
-            if (run := runs.Run(folder)).metrics_file.exists()
-        ]
-        errors = [one["error"] for one in made]
+        made = {run["seed"]: run for run in kept.get(cell.name, [])}
+        for folder in Path(out).glob(_folder(cell, "*")):
+            if (run := runs.Run(folder)).metrics_file.exists():
+                made[run.config.seed] = result(run)
+        errors = [one["error"] for one in made.values()]
         found.append(
             {
                 "cell": cell.name,
@@ -176,7 +180,7 @@ def collect(out: str | os.PathLike[str]) -> dict[str, Any]:
                 "paper": cell.paper,
                 "error": round(statistics.mean(errors), 3) if errors else None,
                 "spread": round(statistics.stdev(errors), 3) if len(errors) > 1 else None,
-                "runs": made,
+                "runs": [made[seed] for seed in sorted(made)],
             }
         )
     return {"title": TITLE, "cells": found}
