@@ -240,16 +240,16 @@ def test_epochs_are_drawn_anew_from_the_seed(shapes_config, monkeypatch):
         for other in others:
             assert (first[0][1] != other[0][1]).any()
     assert (batches(1, augment=1.0)[0][0] != plain[0][0]).any()
-    # However many are drawn in one go, each is shown once.
-    for at_once in (1, 2000, 1 << 20):
-        monkeypatch.setattr(training, "_AT_ONCE", at_once)
-        found = batches(1, "R", batch_size=8)
-        assert [len(labels) for _, labels in found] == [8] * 5
-        assert sorted(np.concatenate([labels for _, labels in found])) == list(range(40))
-        for made, labels in found:
-            assert made.shape == (8, 8, 8, 1)
-            same = [(one == images[label]).mean() for one, label in zip(made, labels, strict=True)]
-            assert max(same) < 1
+    # However many are distorted in one go, it is the same.
+    for distort in ("R", "TC"):
+        monkeypatch.setattr(training, "_AT_ONCE", 1)
+        alone = batches(1, distort, batch_size=8)
+        assert sorted(np.concatenate([labels for _, labels in alone])) == list(range(40))
+        for at_once in (2_000, 10_000, 1 << 20):
+            monkeypatch.setattr(training, "_AT_ONCE", at_once)
+            for one, two in zip(alone, batches(1, distort, batch_size=8), strict=True):
+                np.testing.assert_array_equal(one[0], two[0])
+                np.testing.assert_array_equal(one[1], two[1])
     # Images that are distorted anyway are augmented before.
     distorted = [batches(1, "R", augment=augment)[0][0] for augment in (0.0, 1.0)]
     assert (distorted[0] != distorted[1]).any()

@@ -313,16 +313,16 @@ class _Batches(keras.utils.PyDataset):
 
     def _draw(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """The images and labels of as many batches as are made in one go."""
-        size = self._config.batch_size
-        first = block * self._at_once
-        part = slice(first * size, min(first + self._at_once, len(self)) * size)
+        size, first = self._config.batch_size, block * self._at_once
+        last = min(first + self._at_once, len(self))
+        part = slice(first * size, last * size)
         chosen = self._split.take(self._order[part])
         if self._config.task == "addition":
             chosen = addition.pair(chosen, self._split.take(self._others[part]))
         if self._distortion.idle:
             return chosen.images, chosen.labels
-        rng = np.random.default_rng((self._config.seed, _TRAINING, self._epoch, block))
-        return self._distortion(chosen.images, rng), chosen.labels
+        seeds = [(self._config.seed, _TRAINING, self._epoch, index) for index in range(first, last)]
+        return self._distortion(chosen.images, *map(np.random.default_rng, seeds)), chosen.labels
 
 
 class Watcher(keras.callbacks.Callback):

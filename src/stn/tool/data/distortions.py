@@ -115,24 +115,32 @@ class Distortion:
             params.append(rng.normal(0, 2 * self.control, (count, 32)))
         return np.concatenate(params, -1).astype("float32")
 
-    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, images: np.ndarray, *rngs: np.random.Generator) -> np.ndarray:
         """Distort a batch.
 
         Args:
             images: uint8 `(count, height, width, channels)`.
-            rng: Where the randomness comes from; the same state gives the same result.
+            *rngs: Where the randomness comes from; the same state gives the same result. Of
+                several, each draws for an equal share of the images, as if called for it alone.
 
         Returns:
             uint8 `(count, *output_size, channels)`.
         """
         if self.apart and images.shape[-1] > 1:
             channels = np.split(images, images.shape[-1], axis=-1)
-            return np.concatenate([self(one, rng) for one in channels], axis=-1)
+            return np.concatenate([self(one, *rngs) for one in channels], axis=-1)
         size = images.shape[1:3]
         output_size = self.output_size(size)
-        warp = _compiled_warp(images.shape[1:], output_size, self.families, self.padding)
-        warped = warp(images, self.params(len(images), size, rng))
-        return scatter(warped, images, self.distractors, rng) if self.distractors else warped
+        share = len(images) // len(rngs)
+        params = np.concatenate([self.params(share, size, rng) for rng in rngs])
+        warped = _compiled_warp(images.shape[1:], output_size, self.families, self.padding)(
+            images, params
+        )
+        if self.distractors:
+            for i, rng in enumerate(rngs):
+                part = slice(i * share, (i + 1) * share)
+                scatter(warped[part], images[part], self.distractors, rng)
+        return warped
 
 
 def scatter(
