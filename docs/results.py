@@ -178,7 +178,7 @@ def _without_seed(command):
 
 def _where(made):
     days = sorted({str(one["started"])[:10] for one in made})
-    places = sorted({_place(one) for one in made})
+    places = sorted(set(map(_place, made)))
     revisions = sorted({one["revision"] or "without a revision" for one in made})
     return (
         f"{days[0]}{'' if len(days) == 1 else ' to ' + days[-1]}; {'; '.join(places)}; "

@@ -48,8 +48,6 @@ class Cell:
 
 DISTORTIONS = ("R", "RTS", "P", "E", "TC")
 
-_WHERE = ("started", "revision", "backend", "device", "cpu", "cores")
-
 _PAPER: dict[tuple[str, str | None], tuple[float | None, ...]] = {
     ("fcn", None): (2.1, 5.2, 3.1, 3.2, 13.2),
     ("cnn", None): (1.2, 0.8, 1.5, 1.4, 3.5),
@@ -245,5 +243,8 @@ def result(run: runs.Run) -> dict[str, Any]:
         "epochs": metrics["epochs"],
         "seconds": round(metrics["train_seconds"]),
         "command": shlex.join(config.replace(**filled).to_command()),
-        **{key: where.get(key) for key in _WHERE},
+        **{
+            key: where.get(key)
+            for key in ("started", "revision", "backend", "device", "cpu", "cores")
+        },
     }

@@ -131,15 +131,13 @@ class Distortion:
             return np.concatenate([self(one, *rngs) for one in channels], axis=-1)
         size = images.shape[1:3]
         output_size = self.output_size(size)
-        share = len(images) // len(rngs)
-        params = np.concatenate([self.params(share, size, rng) for rng in rngs])
-        warped = _compiled_warp(images.shape[1:], output_size, self.families, self.padding)(
-            images, params
-        )
+        warp = _compiled_warp(images.shape[1:], output_size, self.families, self.padding)
+        shares = np.split(images, len(rngs))
+        params = [self.params(len(one), size, rng) for one, rng in zip(shares, rngs, strict=True)]
+        warped = warp(images, np.concatenate(params))
         if self.distractors:
-            for i, rng in enumerate(rngs):
-                part = slice(i * share, (i + 1) * share)
-                scatter(warped[part], images[part], self.distractors, rng)
+            for canvas, one, rng in zip(np.split(warped, len(rngs)), shares, rngs, strict=True):
+                scatter(canvas, one, self.distractors, rng)
         return warped
 
 
