@@ -136,6 +136,7 @@ def start(code):
     return {name.split(".")[0] for name in modules} & HEAVY, seconds, result.stdout
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "arguments",
     [None, *VERBS],

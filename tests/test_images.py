@@ -17,6 +17,8 @@ from stn.tool import images
 from stn.tool.config import UserError
 from stn.tool.images import NothingFoundError, find_images, read_frames, read_image
 
+pytestmark = pytest.mark.once
+
 # --- finding -------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ from PIL import Image
 from stn.tool import comparison, films, pictures, plots, report, runs, walls
 from stn.tool.config import Config, UserError
 
+pytestmark = pytest.mark.once
+
 ORANGE = np.array(pictures.OUTLINE)
 
 
