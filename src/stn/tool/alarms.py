@@ -198,7 +198,8 @@ def raised(record: Mapping[str, Any], config: Config) -> dict[str, str]:
         elif record.get("theta_spread", 1.0) < ALIKE:
             found["all alike"] = (
                 "The layer does the same to every image, whatever is in it: try more --epochs, "
-                f"--identity-penalty 0.1, --hold-epochs 1, or {slower}"
+                f"--localization-rate {config.localization_rate / 10:g}, --hold-epochs 1, "
+                f"--identity-penalty 0.1, or {slower}"
             )
     accuracy = record.get("val_accuracy", 1.0)
     if waited and accuracy <= record.get("luck", 0.0):
