@@ -317,6 +317,41 @@ def test_half_precision_and_several_steps_at_a_time(shapes_config):
             learning.build(config.replace(steps_per_execution=2), (14, 14, 1), 4, steps=4)
 
 
+def test_the_machine_decides_on_the_precision_of_a_run_once(shapes_config, tmp_path, monkeypatch):
+    from stn.tool import checkpoints, environment, runs
+
+    config = shapes_config.replace(precision="auto")
+    monkeypatch.setattr(environment, "fast_precision", lambda: "bfloat16")
+    resolved = checkpoints.resolve(config)
+    assert resolved.precision == "bfloat16"
+    run = runs.Run(tmp_path)
+    run.config_file.write_text(resolved.to_toml())
+    monkeypatch.setattr(environment, "fast_precision", lambda: "float32")  # on another machine
+    assert checkpoints.resolve(config).precision == "float32"
+    assert checkpoints.resolve(config, run).precision == "bfloat16"
+    assert checkpoints.resolve(config.replace(precision="float32"), run).precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("backend", "flags", "expected"),
+    [
+        ("tensorflow", "sse avx2 fma", "float32"),
+        ("tensorflow", "avx2 avx512f avx512_bf16", "bfloat16"),
+        ("torch", "avx2 amx_tile amx_bf16", "bfloat16"),
+        ("torch", "avx512f avx512bw", "float32"),
+        ("jax", "avx2 avx512f avx512_bf16", "float32"),
+        ("tensorflow", None, "float32"),
+    ],
+)
+def test_half_precision_is_fast_where_the_processor_has_it(backend, flags, expected, monkeypatch):
+    from stn.tool import environment
+
+    monkeypatch.setattr(environment.keras.backend, "backend", lambda: backend)
+    monkeypatch.setattr(environment, "has_accelerator", lambda: False)
+    monkeypatch.setattr(environment, "_cpuinfo", lambda key: flags)
+    assert environment.fast_precision() == expected
+
+
 def test_constant_learning_rate_and_weight_decay(shapes_config):
     from stn.tool import learning
 

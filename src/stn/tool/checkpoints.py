@@ -21,8 +21,20 @@ from stn.tool import data, environment, runs
 from stn.tool.config import Config, UserError
 
 
-def resolve(config: Config) -> Config:
-    """Fill in what was left to us, so that the run folder says what really happened."""
+def resolve(config: Config, run: runs.Run | None = None) -> Config:
+    """Fill in what was left to us, so that the run folder says what really happened.
+
+    Args:
+        config: What is wanted.
+        run: A run that is to be gone on with: what the machine decided for it, stays decided.
+    """
+    precision = config.precision
+    if precision == "auto":
+        precision = (
+            run.config.precision
+            if run is not None and run.config_file.exists()
+            else environment.fast_precision()
+        )
     kind, _, folder = config.data.partition(":")
     distort = config.distort or data.default_distortion(config.data)
     usual = data.default_augmentation(distort)
@@ -31,6 +43,7 @@ def resolve(config: Config) -> Config:
         data_dir=None if config.data_dir is None else _absolute(config.data_dir),
         distort=distort,
         augment=usual if config.augment is None else config.augment,
+        precision=precision,
         backend=keras.backend.backend(),
     )
 
@@ -53,7 +66,8 @@ def prepare(
     Raises:
         UserError: If there is something else, or another run.
     """
-    run, config = runs.Run(out), resolve(config)
+    run = runs.Run(out)
+    config = resolve(config, run if resume else None)
     if resume:
         _check_resumable(run, config)
     else:

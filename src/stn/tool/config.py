@@ -164,9 +164,10 @@ class Config(pydantic.BaseModel):
         5, ge=0, description="Stop after this many epochs without a better validation loss; 0: no."
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random.")
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
         "float32",
-        description="Of the layers' computation; weights, sampling and probabilities are float32.",
+        description="Of the layers' computation; weights, sampling and probabilities are float32. "
+        "auto: bfloat16 where the hardware computes with it.",
     )
     steps_per_execution: int = Field(
         1, ge=1, description="Steps between two looks at the loss; more help on an accelerator."

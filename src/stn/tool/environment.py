@@ -90,12 +90,50 @@ def device_name() -> str:
     return tf.config.experimental.get_device_details(gpu[0])["device_name"] if gpu else "?"
 
 
+def fast_precision() -> str:
+    """`"bfloat16"` where the hardware computes with it, `"float32"` where that would be emulated.
+
+    Emulated, a step takes several times as long as in float32.
+    """
+    return "bfloat16" if _computes_bfloat16() else "float32"
+
+
+def _computes_bfloat16() -> bool:
+    backend = keras.backend.backend()
+    if not has_accelerator():
+        # XLA converts to float32 and back on every CPU.
+        features = set((_cpuinfo("flags") or "").split())
+        return backend != "jax" and not features.isdisjoint({"avx512_bf16", "amx_bf16"})
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if backend == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        version = getattr(device, "compute_capability", "0")  # "8.0"; a name on AMD's GPUs
+        return device.platform == "tpu" or (version[0].isdigit() and float(version) >= 8)
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("TPU"):
+        return True
+    gpu = tf.config.list_physical_devices("GPU")
+    details = tf.config.experimental.get_device_details(gpu[0]) if gpu else {}
+    return details.get("compute_capability", (0, 0)) >= (8, 0)
+
+
 def _cpu() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str | None:
+    """What Linux says of the first processor; None elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
 
 
 def _memory_gib() -> float | None:

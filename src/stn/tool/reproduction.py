@@ -210,7 +210,7 @@ def _train(config: Config, folder: Path, number: str, progress: Progress) -> Non
 
     run = runs.Run(folder)
     if run.metrics_file.exists():
-        before, now = run.config.model_dump(), checkpoints.resolve(config).model_dump()
+        before, now = run.config.model_dump(), checkpoints.resolve(config, run).model_dump()
         changed = [key for key in now if now[key] != before[key]]
         if changed:
             raise UserError(

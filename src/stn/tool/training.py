@@ -417,5 +417,6 @@ def _plan(
     return (
         f"{config.data}, distortion {config.distort}: {len(train_split)} training and "
         f"{len(validation)} validation images, {classes} classes. "
-        f"{config.backend}, at most {config.epochs} epochs. Everything goes to {run.path}"
+        f"{config.backend}, {config.precision}, at most {config.epochs} epochs. "
+        f"Everything goes to {run.path}"
     )
