@@ -515,6 +515,16 @@ def test_more_steps_follow_fast_velocities_closer():
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="compiled as a whole by JAX only")
+def test_following_velocities_is_compiled_as_a_loop():
+    import jax
+
+    family, points = stn.TRANSFORMS["diffeomorphic"], draw_points(2)
+    program = jax.jit(lambda params: family(params, points)).lower(near_identity(family)).compile()
+    # Written out it had some millions of characters, and took 50 times as long to run.
+    assert len(program.as_text()) < 300_000
+
+
 # --- bounds --------------------------------------------------------------------------------------
 
 ROWS = 300  # more than any family has parameters, and the same for all: JAX compiles less

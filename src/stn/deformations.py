@@ -174,6 +174,10 @@ class Flow(Deformation):
         return {"lattice": list(self.lattice)}
 
 
+_RUNGE_KUTTA = ((1 / 2, 1 / 6), (1 / 2, 1 / 3), (1.0, 1 / 3), (0.0, 1 / 6))
+"""Of each stage of a step: how far the next one looks ahead, and the share of the velocity."""
+
+
 @keras.saving.register_keras_serializable(package="stn")
 class Diffeomorphic(Deformation):
     """A flow along velocities that do not change in time: invertible, and never folds.
@@ -211,17 +215,13 @@ class Diffeomorphic(Deformation):
 
     def move(self, params: Any, points: Any, size: Any, align_corners: bool) -> Any:
         """See `Transform.move`."""
+        follow = _follow
+        if keras.backend.backend() == "jax":
+            import jax
 
-        def velocity(at: Any) -> Any:
-            return _read_lattice(step, at, self.lattice, align_corners)
-
-        step = params / self.steps
-        for _ in range(self.steps):
-            first = velocity(points)
-            second = velocity(points + first / 2)
-            third = velocity(points + second / 2)
-            points = points + (first + 2 * (second + third) + velocity(points + third)) / 6
-        return points
+            # Outside of a compiled step, JAX would otherwise compile a loop at every call.
+            follow = jax.jit(_follow, static_argnums=(2, 3, 4))
+        return follow(params, points, self.lattice, self.steps, align_corners)
 
     def inverse(self, params: Any, *, size: Any = None, align_corners: bool = False) -> Any:
         """See `Transform.inverse`: the way back along the same velocities."""
@@ -230,6 +230,38 @@ class Diffeomorphic(Deformation):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, for saving."""
         return {"lattice": list(self.lattice), "steps": int(self.steps)}
+
+
+def _follow(
+    params: Any, points: Any, lattice: tuple[int, ...], steps: int, align_corners: bool
+) -> Any:
+    """Follow velocities on a lattice for one unit of time."""
+    velocities = params / steps
+    if points.shape[0] == 1 and params.shape[0] != 1:  # a loop does not change shapes
+        points = points + 0.0 * _first(params, len(points.shape))
+
+    def step(start: Any, _: Any) -> Any:
+        def stage(state: Any, coefficients: Any) -> Any:
+            at, end = state
+            reach, share = coefficients
+            velocity = _read_lattice(velocities, at, lattice, align_corners)
+            return (start + reach * velocity, end + share * velocity), None
+
+        return _loop(stage, (start, start), _RUNGE_KUTTA)[1], None
+
+    return _loop(step, points, [[]] * steps)
+
+
+def _loop(body: Any, state: Any, rows: Any) -> Any:
+    """What `keras.ops.scan` makes of a state and the rows of a table of numbers."""
+    if keras.backend.backend() == "jax":
+        # Written out, XLA would compute every read anew in each of the reads that follow it: the
+        # result would take 50 times as long. TensorFlow has slow loops, and is not compiled as one.
+        kind = _dtype(state[0] if isinstance(state, tuple) else state)
+        return ops.scan(body, state, ops.convert_to_tensor(np.asarray(rows), kind))[0]
+    for row in rows:
+        state, _ = body(state, row)
+    return state
 
 
 def _dtype(tensor: Any) -> str:
