@@ -244,6 +244,7 @@ def test_public_methods_have_a_docstring(name):
             assert (member.__doc__ or "").split("\n")[0].endswith("."), key
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("module", LIBRARY)
 def test_examples_run(module):
     module = importlib.import_module(f"stn.{module}")

@@ -245,6 +245,7 @@ def check_spread(spread):
     assert 0 < spread["low"] <= spread["median"] <= spread["high"]
 
 
+@pytest.mark.once
 def test_sampler(command, monkeypatch, tmp_path):
     monkeypatch.setitem(benchmark.PEERS, "kornia", "no_such_module")
     options = ["sampler", "--quick", "--against", "opencv,scipy,kornia"]

@@ -57,7 +57,13 @@ def compiled(function):
 
 
 @xla_only
-@pytest.mark.parametrize("wrap", [lambda function: function, compiled], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(lambda function: function, id="eager", marks=pytest.mark.once),
+        pytest.param(compiled, id="compiled"),
+    ],
+)
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("shape, points", SHAPES)
 def test_values_and_gradients_of_the_reference(shape, points, padding, wrap, gradient, monkeypatch):

@@ -74,6 +74,7 @@ def test_data_show(command, tmp_path):
     assert not (tmp_path / "b.png").exists()
 
 
+@pytest.mark.once
 def test_data_show_distorted(command, tmp_path):
     for name in ("none", "E", "RTS"):
         options = ["--count", 2, "--distort", name, "--out", tmp_path / f"{name}.png"]
@@ -101,6 +102,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.mark.once
 def test_train_with_file_and_flags_over_an_old_run(command, pictures, tmp_path):
     """The control without transformer, in a folder that holds an older run and other files."""
     run = runs.Run(tmp_path / "run")
@@ -177,6 +179,7 @@ def test_traffic_signs_from_a_folder(command, tmp_path):
     assert controls.differences(run, control) == []
 
 
+@pytest.mark.once
 def test_diverging_training_exits_with_1(command, shapes, tmp_path):
     out = tmp_path / "run"
     code, stdout, err = command(

@@ -265,6 +265,7 @@ def test_the_color_of_the_background():
 # --- many images ---------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_three_thousand_images_need_the_memory_of_a_batch(untrained, tmp_path):
     run, model = untrained(canvas=64, size=64, channels=3)
     model.batches = Forgetful()
@@ -413,6 +414,7 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
+@pytest.mark.once
 def test_straightened_images(trained, folder, tmp_path):
     import keras
 

@@ -95,6 +95,7 @@ def test_starts_at_the_identity(transform, localization):
     assert len({weight.path for weight in layer.weights}) == len(layer.weights)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("localization", ["cnn", "mlp", "layer"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 7, 1), (33, 5, 3)])
 def test_starts_at_the_identity_at_every_size(shape, localization):

@@ -29,6 +29,7 @@ def test_templates_are_all_there_is_behind_the_transformer():
     assert behind == (28 * 28 + 1) * 10
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("architecture", ["cnn", "fcn", "compact"])
 @pytest.mark.parametrize("transform", ["affine", "none"])
 def test_the_classifier_is_as_wide_as_its_parameters_allow(architecture, transform):

@@ -442,6 +442,7 @@ def test_only_bent_grids_get_lines(transform, shapes_config, tmp_path, monkeypat
 # --- early stopping ------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_early_stopping_counts_across_an_interruption(shapes_config, tmp_path, monkeypatch):
     """The best validation loss is that of epoch 2; with a patience of 3, epoch 5 is the last."""
     from stn.tool import training
@@ -688,6 +689,7 @@ def page_is_served(port):
     return False
 
 
+@pytest.mark.once
 @pytest.mark.timeout(600)  # four processes, which a busy machine makes slow
 def test_killed_process_goes_on_exactly(shapes, trained, tmp_path):
     """Killed in the first epoch, killed while a checkpoint is written, interrupted, finished."""
