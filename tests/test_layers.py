@@ -334,6 +334,9 @@ def test_iterations_look_again_and_compose(options):
         expected = family.compose(start[1], change, size=(12, 10))
         tolerance = 0.05 if "localization_size" in options else 1e-5  # shrunk before, or after
         np.testing.assert_allclose(numpy(found[1]), numpy(expected), rtol=0, atol=tolerance)
+
+
+def test_iterations_are_trained():
     train_twice(
         keras.Sequential(
             [

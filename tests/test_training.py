@@ -368,8 +368,7 @@ def test_constant_learning_rate_and_weight_decay(shapes_config):
     ("transform", "distort", "sampler", "padding"),
     [
         ("tps", "E", "antialiased", "border"),
-        # A minute of compiling on JAX; its gradients are tested on every backend with the families.
-        pytest.param("diffeomorphic", "E", "bilinear", "zeros", marks=pytest.mark.once),
+        pytest.param("diffeomorphic", "E", "bilinear", "zeros", marks=pytest.mark.slow),
         pytest.param("projective", "P", "linearized", "inward", marks=pytest.mark.slow),
         pytest.param("flow", "P", "bicubic", "circular", marks=pytest.mark.slow),
     ],
