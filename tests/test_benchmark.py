@@ -13,6 +13,8 @@ from stn.tool import benchmark, cli
 from stn.tool.benchmark import timing
 from stn.tool.config import UserError
 
+pytestmark = pytest.mark.once
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -245,7 +247,6 @@ def check_spread(spread):
     assert 0 < spread["low"] <= spread["median"] <= spread["high"]
 
 
-@pytest.mark.once
 def test_sampler(command, monkeypatch, tmp_path):
     monkeypatch.setitem(benchmark.PEERS, "kornia", "no_such_module")
     options = ["sampler", "--quick", "--against", "opencv,scipy,kornia"]

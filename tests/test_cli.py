@@ -18,6 +18,8 @@ from stn.tool import controls, printing, runs
 from stn.tool.config import BACKENDS
 from stn.tool.data import signs
 
+pytestmark = pytest.mark.once
+
 # --- verbs that need no run ----------------------------------------------------------------------
 
 
@@ -74,7 +76,6 @@ def test_data_show(command, tmp_path):
     assert not (tmp_path / "b.png").exists()
 
 
-@pytest.mark.once
 def test_data_show_distorted(command, tmp_path):
     for name in ("none", "E", "RTS"):
         options = ["--count", 2, "--distort", name, "--out", tmp_path / f"{name}.png"]
@@ -102,7 +103,6 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.mark.once
 def test_train_with_file_and_flags_over_an_old_run(command, pictures, tmp_path):
     """The control without transformer, in a folder that holds an older run and other files."""
     run = runs.Run(tmp_path / "run")
@@ -154,7 +154,6 @@ def test_train_by_relative_paths_can_go_on_from_elsewhere(command, pictures, tmp
     assert seen[0].data == f"folder:{tmp_path / 'here' / 'pictures'}"
 
 
-@pytest.mark.once  # what differs between backends, the tests of layers and models look at
 def test_traffic_signs_from_a_folder(command, tmp_path):
     """Crops of all sizes, more of some signs than of others, with a table beside them."""
     rng = np.random.default_rng(0)
@@ -179,7 +178,6 @@ def test_traffic_signs_from_a_folder(command, tmp_path):
     assert controls.differences(run, control) == []
 
 
-@pytest.mark.once
 def test_diverging_training_exits_with_1(command, shapes, tmp_path):
     out = tmp_path / "run"
     code, stdout, err = command(

@@ -13,6 +13,8 @@ from conftest import draw_shapes, write_idx
 from stn.tool import reproduction, runs
 from stn.tool.config import UserError
 
+pytestmark = pytest.mark.once
+
 
 def test_the_table_is_the_papers():
     paper = {cell.name: cell.paper for cell in reproduction.TABLE1}

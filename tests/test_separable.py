@@ -15,7 +15,7 @@ CASES = [
     for i, s in enumerate(SAMPLERS)
     for j, p in enumerate(samplers.PADDINGS)
 ]
-CASES += [(*family, "bicubic", "zeros") for family in OTHERS]
+CASES += [pytest.param(*family, "bicubic", "zeros", marks=pytest.mark.once) for family in OTHERS]
 SIZES = {2: (7, 9), 3: (4, 6, 5)}
 
 

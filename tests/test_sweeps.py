@@ -13,6 +13,8 @@ import stn
 from stn.tool import learning, sweeps
 from stn.tool.config import UserError
 
+pytestmark = pytest.mark.once
+
 LETTER = np.zeros((1, 12, 12, 1), "uint8")
 LETTER[0, 2:10, 3:5] = LETTER[0, 2:4, 3:9] = 200
 

@@ -367,7 +367,7 @@ def test_constant_learning_rate_and_weight_decay(shapes_config):
 @pytest.mark.parametrize(
     ("transform", "distort", "sampler", "padding"),
     [
-        ("tps", "E", "antialiased", "border"),
+        pytest.param("tps", "E", "antialiased", "border", marks=pytest.mark.once),
         pytest.param("diffeomorphic", "E", "bilinear", "zeros", marks=pytest.mark.slow),
         pytest.param("projective", "P", "linearized", "inward", marks=pytest.mark.slow),
         pytest.param("flow", "P", "bicubic", "circular", marks=pytest.mark.slow),

@@ -14,6 +14,8 @@ import pytest
 from stn.tool import runs, watching
 from stn.tool.config import Config, UserError
 
+pytestmark = pytest.mark.once
+
 
 def get(address, path="/", host=None):
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
