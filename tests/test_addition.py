@@ -207,7 +207,6 @@ def added(shapes, tmp_path_factory):
     return stn.train(config, tmp_path_factory.mktemp("runs") / "added")
 
 
-@pytest.mark.once
 def test_run_tells_the_sums_apart(added):
     names = [str(total) for total in range(19)]
     about, metrics = added.dataset, added.metrics

@@ -174,10 +174,6 @@ class Flow(Deformation):
         return {"lattice": list(self.lattice)}
 
 
-_RUNGE_KUTTA = ((1 / 2, 1 / 6), (1 / 2, 1 / 3), (1.0, 1 / 3), (0.0, 1 / 6))
-"""Of each stage of a step: how far the next one looks ahead, and the share of the velocity."""
-
-
 @keras.saving.register_keras_serializable(package="stn")
 class Diffeomorphic(Deformation):
     """A flow along velocities that do not change in time: invertible, and never folds.
@@ -232,13 +228,16 @@ class Diffeomorphic(Deformation):
         return {"lattice": list(self.lattice), "steps": int(self.steps)}
 
 
+_RUNGE_KUTTA = ((1 / 2, 1 / 6), (1 / 2, 1 / 3), (1.0, 1 / 3), (0.0, 1 / 6))
+"""Of each stage of a step: how far the next one looks ahead, and the share of the velocity."""
+
+
 def _follow(
     params: Any, points: Any, lattice: tuple[int, ...], steps: int, align_corners: bool
 ) -> Any:
     """Follow velocities on a lattice for one unit of time."""
-    velocities = params / steps
-    if points.shape[0] == 1 and params.shape[0] != 1:  # a loop does not change shapes
-        points = points + 0.0 * _first(params, len(points.shape))
+    velocities, kind = params / steps, _dtype(points)
+    points = _for_each(points, params)  # a loop does not change shapes
 
     def step(start: Any, _: Any) -> Any:
         def stage(state: Any, coefficients: Any) -> Any:
@@ -247,17 +246,16 @@ def _follow(
             velocity = _read_lattice(velocities, at, lattice, align_corners)
             return (start + reach * velocity, end + share * velocity), None
 
-        return _loop(stage, (start, start), _RUNGE_KUTTA)[1], None
+        return _loop(stage, (start, start), _RUNGE_KUTTA, kind)[1], None
 
-    return _loop(step, points, [[]] * steps)
+    return _loop(step, points, [[]] * steps, kind)
 
 
-def _loop(body: Any, state: Any, rows: Any) -> Any:
+def _loop(body: Any, state: Any, rows: Any, kind: str) -> Any:
     """What `keras.ops.scan` makes of a state and the rows of a table of numbers."""
     if keras.backend.backend() == "jax":
         # Written out, XLA would compute every read anew in each of the reads that follow it: the
         # result would take 50 times as long. TensorFlow has slow loops, and is not compiled as one.
-        kind = _dtype(state[0] if isinstance(state, tuple) else state)
         return ops.scan(body, state, ops.convert_to_tensor(np.asarray(rows), kind))[0]
     for row in rows:
         state, _ = body(state, row)
@@ -281,16 +279,17 @@ def _lattice(lattice: int | Iterable[int], dimensions: int) -> tuple[int, ...]:
 def _read_lattice(params: Any, points: Any, lattice: tuple[int, ...], align_corners: bool) -> Any:
     """Read vectors given on a lattice at points, one batch of each or one for all."""
     nodes = ops.reshape(params, (-1, *lattice, len(lattice)))
-    if points.shape[0] == 1 and params.shape[0] != 1:
-        points = points + 0.0 * _first(params, len(points.shape))
-    elif params.shape[0] == 1 and points.shape[0] != 1:
-        nodes = nodes + 0.0 * _first(points, len(nodes.shape))
+    points = _for_each(points, params)
+    nodes = _for_each(nodes, points)
     return samplers.sample(
         nodes, points, padding="border", align_corners=align_corners, data_format="channels_last"
     )
 
 
-def _first(values: Any, rank: int) -> Any:
-    """One number of each row of a batch, to broadcast against another of some rank."""
-    flat = ops.reshape(values, (-1, math.prod(values.shape[1:])))
-    return ops.reshape(flat[:, 0], (-1,) + (1,) * (rank - 1))
+def _for_each(tensor: Any, batch: Any) -> Any:
+    """A tensor, repeated for each row of another one if it has one row for all."""
+    if tensor.shape[0] != 1 or batch.shape[0] == 1:
+        return tensor
+    # Broadcast against a number of each row: how many there are may be unknown.
+    first = ops.reshape(batch, (-1, math.prod(batch.shape[1:])))[:, 0]
+    return tensor + 0.0 * ops.reshape(first, (-1,) + (1,) * (len(tensor.shape) - 1))
