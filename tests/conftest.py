@@ -116,6 +116,43 @@ def render_table(results):
 # --- tools for tests -----------------------------------------------------------------------------
 
 
+# One of each kind: matrices, those that keep the axes, and what bends, in the plane and in space.
+_STANDING_FOR_ALL = {("attention", 2), ("projective", 2), ("tps", 2), ("rigid", 3), ("flow", 3)}
+
+
+def over(choice, *, costly=False):
+    """Run a test for all families of a choice; a costly one on further backends for some."""
+    return pytest.mark.parametrize(
+        "family",
+        [
+            pytest.param(
+                family,
+                id=f"{family.name}-{family.dimensions}d",
+                marks=pytest.mark.once
+                if costly and (family.name, family.dimensions) not in _STANDING_FOR_ALL
+                else (),
+            )
+            for family in choice
+        ],
+    )
+
+
+def pairs(names, first, second, *, everywhere=()):
+    """Run a test for all pairs of two lists; on further backends for some.
+
+    What is true of a pair is hardly up to the backend, and JAX compiles for each. There each of the
+    shorter list comes with one of the other, and with all of them what is in `everywhere`.
+    """
+    return pytest.mark.parametrize(
+        names,
+        [
+            pytest.param(a, b, marks=() if a in everywhere or i == j else pytest.mark.once)
+            for i, a in enumerate(first)
+            for j, b in enumerate(second)
+        ],
+    )
+
+
 @pytest.fixture
 def float64():
     """Let JAX compute in float64 too; the other backends do when they are handed it."""

@@ -91,7 +91,7 @@ def test_bounds_and_gradients(measured, expected):
 def test_a_dead_localization_network_has_no_gradient():
     import keras
 
-    from stn.tool import learning
+    from stn.tool import examples, learning
 
     config = Config(model="template", bounds={"angle": 0.1}, transform="rotation")
     rng = np.random.default_rng(0)
@@ -102,7 +102,8 @@ def test_a_dead_localization_network_has_no_gradient():
     features[-1].bias.assign(np.full(features[-1].bias.shape, -1e3))  # ReLU: none ever fires
     layer.head.bias.assign([5.0])
     model.train_on_batch(images, np.arange(16) % 4)
-    found = alarms.Lookout(model, config, images, np.arange(16) % 4).measure()
+    probe = examples.Probe(model, config.transform)
+    found = alarms.Lookout(model, config, probe, images, np.arange(16) % 4).measure()
     assert found["localization_gradient"] == 0 < found["classifier_gradient"]
     assert found["saturated"] == 1
     assert {"at the bounds", "no gradient"} <= set(

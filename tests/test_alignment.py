@@ -1,11 +1,12 @@
 """Physical numbers and plain words for what a transformer did."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
 
 import stn
-from stn.tool import alignment, evaluation
+from stn.tool import alignment, evaluation, examples
 
 SIZE = (20, 30)
 
@@ -89,11 +90,35 @@ def test_averages_and_their_sharpness():
         assert abs(numbers["sharpness"] - (1 - within / energy)) < 1e-12
 
 
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_a_probe_takes_any_number_of_images(trained, count):
+    """In parts, the last of which is filled up: each image is seen as if it were alone."""
+    from stn import models
+
+    model = evaluation.load_model(trained.run, None)
+    images = np.random.default_rng(0).integers(0, 256, (count, *model.input_shape[1:]), "uint8")
+    parts = list(examples.Probe(model, "affine", batch_size=5).parts(images))
+    assert [len(probabilities) for probabilities, _ in parts] == {1: [1], 5: [5], 12: [5, 5, 2]}[
+        count
+    ]
+    expected = keras.Model(model.input, models.looks(model)[0])(images)
+    for part, values in enumerate(expected):
+        found = np.concatenate([heads[0][part] for _, heads in parts])
+        np.testing.assert_allclose(found, ops.convert_to_numpy(values), atol=1e-5)
+    seen = examples.Probe(model, "affine", batch_size=5).look(images)
+    np.testing.assert_allclose(seen.probabilities, ops.convert_to_numpy(model(images)), atol=1e-5)
+    (look,) = seen.looks
+    np.testing.assert_allclose(look.params, ops.convert_to_numpy(expected[1]), atol=1e-5)
+    assert len(look.straight) == len(look.outlines) == len(look.about) == count
+
+
 def test_survey_of_a_classifier(trained):
     model = evaluation.load_model(trained.run, None)
     names, test = evaluation.load_split(trained.config, "test", channels=1)
     images = evaluation.distorted_test(trained.config, test)
-    found = alignment.survey(model, images, test.labels, len(names))
+    found = alignment.survey(
+        examples.Probe(model, trained.config.transform), images, test.labels, len(names)
+    )
     recorded = trained.run.metrics["congealing"]
     for key in ("inputs", "outputs"):
         assert found[key].numbers() == pytest.approx(recorded[key], rel=1e-4)

@@ -11,19 +11,13 @@ import pytest
 from keras import ops
 
 import stn
+from conftest import over
 from stn import grids
 from stn.families import squash
 from stn.transforms import FAMILIES
 
-
-def over(choice):
-    """Run a test for all families of a choice."""
-    return pytest.mark.parametrize(
-        "family", choice, ids=[f"{family.name}-{family.dimensions}d" for family in choice]
-    )
-
-
-families = over(list(FAMILIES.values()))
+families = over(FAMILIES.values())
+costly_families = over(FAMILIES.values(), costly=True)
 invertible = over([family for family in FAMILIES.values() if family.invertible])
 matrices = over([family for family in FAMILIES.values() if family.composable])
 conventions = pytest.mark.parametrize("align_corners", [False, True])
@@ -69,7 +63,7 @@ def test_identity_parameters_leave_points_alone(family):
         np.testing.assert_array_equal(call(family, params, points, **options), points)
 
 
-@families
+@costly_families
 def test_one_row_serves_a_whole_batch(family):
     params, points = near_identity(family), draw_points(family.dimensions)
     for method in (family, family.move_back):
@@ -586,7 +580,7 @@ def measure(family, params, size, align_corners):
 
 
 @pytest.mark.shows("bounds")
-@families
+@costly_families
 def test_bounds_hold(family, gradient):
     size, rng, bounds = SIZES[family.dimensions], np.random.default_rng(0), bounds_of(family)
     assert set(bounds) == set(family.limits)

@@ -11,12 +11,12 @@ import pytest
 from keras import ops
 
 import stn
-from conftest import PROPERTIES, TABLE, read_table, render_table
+from conftest import PROPERTIES, TABLE, over, read_table, render_table
 from stn.transforms import FAMILIES
 
 BACKEND = keras.backend.backend()
 IDS = [f"{name}-{n}d" for name, n in FAMILIES]
-families = pytest.mark.parametrize("family", FAMILIES.values(), ids=IDS)
+families = over(FAMILIES.values())
 RNG = np.random.default_rng(0)
 IMAGES = {
     2: RNG.uniform(0, 1, (4, 6, 5, 2)).astype("float32"),

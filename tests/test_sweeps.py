@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import stn
-from stn.tool import learning, sweeps
+from stn.tool import examples, learning, sweeps
 from stn.tool.config import UserError
 
 pytestmark = pytest.mark.once
@@ -96,14 +96,15 @@ def test_turns_of_the_own_distortion(pair):
     """Ignored, all of them are left; what the map of images says is what they were turned by."""
     config = stn.Run(pair[0]).config
     model = keras.saving.load_model(stn.Run(pair[0]).model_file, compile=False)
+    probe = examples.Probe(model, config.transform)
     images = np.repeat(LETTER[:, :, :, :], 400, axis=0)
     images = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    found = sweeps.turns_left_over(model, config, images)
+    found = sweeps.turns_left_over(probe, config, images)
     assert found["turned"] == pytest.approx(22.5, abs=3)  # half of at most 45 degrees
     assert found["alignment_error"] == pytest.approx(found["turned"], abs=0.01)
     assert found["alignment_error_low"] <= found["turned"] <= found["alignment_error_high"]
-    assert sweeps.turns_left_over(model, config.replace(distort="T"), images) is None
-    assert sweeps.turns_left_over(model, config.replace(distort="P"), images) is None
+    assert sweeps.turns_left_over(probe, config.replace(distort="T"), images) is None
+    assert sweeps.turns_left_over(probe, config.replace(distort="P"), images) is None
 
 
 def test_files_of_a_sweep(pair, control):

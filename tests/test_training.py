@@ -404,7 +404,7 @@ def test_only_bent_grids_get_lines(transform, shapes_config, tmp_path, monkeypat
     import keras
 
     from stn import models
-    from stn.tool import learning, monitor
+    from stn.tool import examples, learning, monitor
 
     def draw(inputs, outputs, outlines, *, lines, **texts):
         shown.append((outlines, lines))
@@ -415,7 +415,8 @@ def test_only_bent_grids_get_lines(transform, shapes_config, tmp_path, monkeypat
     config, run = shapes_config.replace(transform=transform), runs.Run(tmp_path / "run")
     model = learning.build(config, (21, 28, 1), 4, output_size=(9, 5), steps=4)
     images = np.random.default_rng(0).integers(0, 256, (4, 21, 28, 1), "uint8")
-    watched = monitor.Monitor(run, config, model, images, np.arange(4), "abcd", count=4)
+    probe = examples.Probe(model, transform)
+    watched = monitor.Monitor(run, config, probe, images, np.arange(4), "abcd", count=4)
     if transform == "none":
         watched.draw(0)
         assert shown == [(None, ())]

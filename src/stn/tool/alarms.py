@@ -71,27 +71,27 @@ class Lookout:
     Args:
         model: A classifier of `stn.classifier`, with a transformer or without.
         config: Of the run.
+        probe: A `stn.tool.examples.Probe` of the model.
         images: Validation images, uint8 `(count, height, width, channels)`.
         labels: `(count,)` integers.
     """
 
-    def __init__(self, model: Any, config: Config, images: np.ndarray, labels: np.ndarray):
+    def __init__(
+        self, model: Any, config: Config, probe: Any, images: np.ndarray, labels: np.ndarray
+    ):
         # Always guessing the most frequent class is right this often, and by luck a bit more.
         share = float(np.bincount(labels).max() / len(labels))
         self._luck = min(1.0, share + 2 * (share * (1 - share) / len(labels)) ** 0.5)
         self._images = images[np.linspace(0, len(images) - 1, min(IMAGES, len(images)), dtype=int)]
-        self._grid = None
+        self._layer: Any = None
         if config.transform != "none":
             import keras
 
             from stn import models
 
-            self._model = model
+            self._model, self._probe = model, probe
             self._layer = model.get_layer(models.TRANSFORMER)
-            seen = {f"grid {head}": look[2] for head, look in enumerate(models.looks(model))}
-            self._heads = list(seen)
-            self._grid = keras.Model(model.input, {**seen, "inputs": self._layer.input})
-            self._grid.compile(jit_compile=getattr(model, "jit_compile", False))
+            self._scaled = keras.Model(model.input, self._layer.input)
 
     def measure(self) -> dict[str, float]:
         """What there is to watch now.
@@ -104,18 +104,19 @@ class Lookout:
             those behind the transformer. Of several heads it is the mean of theirs.
         """
         found = {"luck": self._luck}
-        if self._grid is not None:
-            seen = self._grid.predict_on_batch(self._images)
-            heads = [measure(seen[head]) for head in self._heads]
-            for key in heads[0]:
-                found[key] = float(np.mean([head[key] for head in heads if key in head]))
+        if self._layer is not None:
+            heads = zip(*(part for _, part in self._probe.parts(self._images)), strict=True)
+            measured = [measure(np.concatenate([grid for _, _, grid in head])) for head in heads]
+            for key in measured[0]:
+                found[key] = float(np.mean([head[key] for head in measured if key in head]))
             if self._layer.bounds:
                 import keras
 
-                share = keras.ops.convert_to_numpy(self._layer.saturation(seen["inputs"]))
+                share = self._layer.saturation(self._scaled(self._images))
+                share = keras.ops.convert_to_numpy(share)
                 found["saturated"] = float(np.mean(np.nan_to_num(share, nan=1.0) > 0.5))
         found = {key: round(value, 6) for key, value in found.items()}
-        return found | (self._gradients() if self._grid is not None else {})
+        return found | (self._gradients() if self._layer is not None else {})
 
     def _gradients(self) -> dict[str, float]:
         from stn.tool import learning

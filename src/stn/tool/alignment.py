@@ -205,11 +205,11 @@ class Congealing:
         }
 
 
-def survey(model: Any, images: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
+def survey(probe: Any, images: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
     """What the transformer of a classifier makes of many images.
 
     Args:
-        model: A classifier of `stn.classifier` with a transformer.
+        probe: A `stn.tool.examples.Probe` of a classifier with a transformer.
         images: uint8 `(count, height, width, channels)`.
         labels: `(count,)` integers in `[0, classes)`.
         classes: How many there are.
@@ -219,22 +219,15 @@ def survey(model: Any, images: np.ndarray, labels: np.ndarray, classes: int) -> 
         `quantities`, those of `decompose` and `bend`, arrays `(count,)`, or of several heads
         `(heads * count,)`.
     """
-    import keras
-
-    from stn import models
-
-    looks = models.looks(model)
-    grids_ = {f"grid {head}": grid for head, (_, _, grid) in enumerate(looks)}
-    probe = keras.Model(model.input, {"straight": looks[0][0], **grids_})
-    before, after, parts = Congealing(classes), Congealing(classes), []
-    size = images.shape[1:3]
-    for start in range(0, len(images), 500):
-        part, own = images[start : start + 500], labels[start : start + 500]
-        found = probe.predict_on_batch(part)
-        before.add(part / 255, own)
-        after.add(found["straight"].astype("float64"), own)
-        for name in grids_:
-            matrix, bend = affine_part(found[name], size)
-            parts.append({**decompose(matrix, size), "bend": bend})
-    quantities = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    before, after, found = Congealing(classes), Congealing(classes), []
+    size, start = images.shape[1:3], 0
+    for probabilities, heads in probe.parts(images):
+        part = slice(start, start + len(probabilities))
+        start = part.stop
+        before.add(images[part] / 255, labels[part])
+        after.add(heads[0][0].astype("float64"), labels[part])
+        for _, _, grid in heads:
+            matrix, bend = affine_part(grid, size)
+            found.append({**decompose(matrix, size), "bend": bend})
+    quantities = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
     return {"inputs": before, "outputs": after, "quantities": quantities}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,12 +78,16 @@ class Seen:
 class Probe:
     """A classifier of `stn.classifier` that shows what its transformer does.
 
+    It sees as many images at a time, whatever it is shown: each other number would be compiled
+    anew.
+
     Args:
         model: The classifier, with a transformer or without.
         transform: The name of its family, or `"none"`.
+        batch_size: How many images it sees at a time.
     """
 
-    def __init__(self, model: Any, transform: str):
+    def __init__(self, model: Any, transform: str, batch_size: int = 64):
         import keras
 
         outputs = {"probabilities": model.output}
@@ -93,8 +97,34 @@ class Probe:
                 outputs |= {f"{name} {head}": x for name, x in zip(_PARTS, look, strict=True)}
                 self._heads += 1
         self._bends = isinstance(TRANSFORMS.get(transform), Deformation)
+        self._batch_size = batch_size
         self._model = keras.Model(model.input, outputs)
         self._model.compile(jit_compile=getattr(model, "jit_compile", False))
+
+    def parts(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, list[list[np.ndarray]]]]:
+        """Show it many images, some at a time.
+
+        Args:
+            images: uint8 `(count, height, width, channels)`.
+
+        Yields:
+            For some images after the other their probabilities, and for each head what it gives,
+            as `stn.models.looks` has it.
+        """
+        for start in range(0, len(images), self._batch_size):
+            part = images[start : start + self._batch_size]
+            count = len(part)
+            padding = np.zeros((self._batch_size - count, *part.shape[1:]), part.dtype)
+            found = {
+                key: np.asarray(values)[:count]
+                for key, values in self._model.predict_on_batch(
+                    np.concatenate([part, padding])
+                ).items()
+            }
+            yield (
+                found["probabilities"],
+                [[found[f"{name} {head}"] for name in _PARTS] for head in range(self._heads)],
+            )
 
     def look(self, images: np.ndarray, *, mesh: bool = False) -> Seen:
         """Show what it makes of images.
@@ -103,15 +133,15 @@ class Probe:
             images: uint8 `(count, height, width, channels)`.
             mesh: Draw lines inside the outlines even where the family cannot bend them.
         """
-        found = self._model.predict_on_batch(images)
+        probabilities, heads = zip(*self.parts(images), strict=True)
         size = images.shape[1:3]
         looks = []
-        for head in range(self._heads):
-            straight, params, grid = (np.asarray(found[f"{name} {head}"]) for name in _PARTS)
+        for head in zip(*heads, strict=True):
+            straight, params, grid = map(np.concatenate, zip(*head, strict=True))
             lines = _inner_lines(grid, size) if mesh or self._bends else []
             about = alignment.describe(grid, size)
             looks.append(Look(params, straight, grids.outline(grid, size), lines, about))
-        return Seen(np.asarray(found["probabilities"]), looks)
+        return Seen(np.concatenate(probabilities), looks)
 
 
 def _inner_lines(grid: Any, size: tuple[int, int]) -> list[np.ndarray]:

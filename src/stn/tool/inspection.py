@@ -61,7 +61,7 @@ def look(
     name, pixels = evaluation.read_one(run, image)
     model = evaluation.load_model(run, backend or run.config.backend)
     transform, names = run.config.transform, run.dataset["class_names"]
-    seen = examples.Probe(model, transform).look(pixels[None], mesh=True)
+    seen = examples.Probe(model, transform, 1).look(pixels[None], mesh=True)
     probabilities = seen.probabilities[0]
     order = (-probabilities).argsort(kind="stable")[:CLASSES]
     found: dict[str, Any] = {

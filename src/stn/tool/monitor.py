@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 
 from stn.tool import alignment, examples, pictures, runs, walls
@@ -20,7 +19,7 @@ class Monitor:
         self,
         run: runs.Run,
         config: Config,
-        model: keras.Model,
+        probe: examples.Probe,
         images: np.ndarray,
         labels: np.ndarray,
         names: Sequence[str],
@@ -29,7 +28,7 @@ class Monitor:
         self._run, self._config, self._names = run, config, names
         chosen = walls.one_of_each(labels, count, (config.seed, _STREAM))
         self._images, self._labels = images[chosen], labels[chosen]
-        self._probe = examples.Probe(model, config.transform)
+        self._probe = probe
 
     def draw(self, epoch: int) -> None:
         """Write the picture after an epoch; epoch 0 is before training."""

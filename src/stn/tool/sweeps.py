@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stn.tool import alignment, comparison, controls, evaluation, plots, runs
+from stn.tool import alignment, comparison, controls, evaluation, examples, plots, runs
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
 
@@ -117,12 +117,12 @@ def sweep(
 
 
 def turns_left_over(
-    model: Any, config: Config, images: np.ndarray, *, count: int = 2000
+    probe: examples.Probe, config: Config, images: np.ndarray, *, count: int = 2000
 ) -> dict[str, float] | None:
     """How much of the turns of a run's own distortion is left after its transformer.
 
     Args:
-        model: A classifier of `stn.classifier` with a transformer.
+        probe: Of a classifier with a transformer.
         config: Of the run; its distortion is drawn anew, from the seed.
         images: uint8 `(count, height, width, channels)`, undistorted.
         count: Images to use, at most; chosen by the seed.
@@ -132,17 +132,13 @@ def turns_left_over(
         left of them, with a 95 % bootstrap interval, `_low` and `_high`; as in `sweep`. None where
         the distortion does not turn images, or does more to them than an affine map can say.
     """
-    import keras
-
-    from stn import models
-
     distortion = evaluation.distortion_of(config)
     if not distortion.angle or distortion.families != ("affine",) or distortion.apart:
         return None
     rng = np.random.default_rng((config.seed, _SWEEP))
     images = images[rng.permutation(len(images))[:count]]
-    size, canvas = images.shape[1:3], tuple(model.input_shape[1:3])
-    grid = keras.Model(model.input, models.looks(model)[0][2])
+    size = images.shape[1:3]
+    canvas = distortion.output_size(size)
     params = distortion.params(len(images), size, rng)
     back = np.tile(np.eye(3), (len(images), 1, 1))
     back[:, :2] = params.reshape(-1, 2, 3)
@@ -151,8 +147,7 @@ def turns_left_over(
     turned = distortions.warp_images(images, params, canvas)
     upright, still = disturb(images, "rotation", 0.0, canvas, rng, jitter=0.5)
     seen, unturned = (
-        disturbed @ alignment.affine_part(grid.predict(one, batch_size=500, verbose=0), canvas)[0]
-        for one, disturbed in ((turned, back), (upright, still))
+        disturbed @ _seen(probe, one)[1] for one, disturbed in ((turned, back), (upright, still))
     )
     left = _left_over("rotation", seen, unturned, size)
     angles = np.abs(alignment.decompose(back, size)["angle"])
@@ -167,10 +162,6 @@ class _Reader:
     def __init__(self, run: runs.Run, kind: str, count: int, backend: str | None):
         config = run.config
         model = evaluation.load_model(run, backend or config.backend)
-        import keras
-
-        from stn import models
-
         channels = run.dataset["image_shape"][-1]
         _, test = evaluation.load_split(config, "test", channels=channels)
         rng = np.random.default_rng((config.seed, _SWEEP))
@@ -180,11 +171,7 @@ class _Reader:
         self._output_size = tuple(model.input_shape[1:3])
         self._jitter = 0.0 if config.distort in (None, "none") else 0.5
         self.size = self._images.shape[1:3]
-        outputs = {"probabilities": model.output}
-        self._transforms = config.transform != "none"
-        if self._transforms:
-            outputs["grid"] = models.looks(model)[0][2]
-        self._probe = keras.Model(model.input, outputs)
+        self._probe = examples.Probe(model, config.transform)
 
     def read(self, strength: float) -> tuple[np.ndarray, np.ndarray | None]:
         """Which images are recognized, and the maps from the outputs to the undisturbed images."""
@@ -198,16 +185,19 @@ class _Reader:
             rng,
             jitter=self._jitter,
         )
-        found = [
-            self._probe.predict_on_batch(images[start : start + 500])
-            for start in range(0, len(images), 500)
-        ]
-        guesses = np.concatenate([part["probabilities"] for part in found]).argmax(-1)
+        guesses, maps = _seen(self._probe, images)
         hits = (guesses == self.labels).astype("float64")
-        if not self._transforms:
-            return hits, None
-        grid = np.concatenate([part["grid"] for part in found])
-        return hits, disturbed @ alignment.affine_part(grid, self._output_size)[0]
+        return hits, None if maps is None else disturbed @ maps
+
+
+def _seen(probe: examples.Probe, images: np.ndarray) -> tuple[np.ndarray, Any]:
+    """What is recognized, and the map of each image in pixels; None without a transformer."""
+    probabilities, heads = zip(*probe.parts(images), strict=True)
+    guesses = np.concatenate(probabilities).argmax(-1)
+    if not heads[0]:
+        return guesses, None
+    grid = np.concatenate([part[0][2] for part in heads])  # of the first head
+    return guesses, alignment.affine_part(grid, images.shape[1:3])[0]
 
 
 def disturb(

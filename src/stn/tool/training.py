@@ -124,8 +124,9 @@ def train(
         steps=steps,
         background=background,
     )
-    monitor = Monitor(run, config, model, validation_images, validation_split.labels, names)
-    lookout = alarms.Lookout(model, config, validation_images, validation_split.labels)
+    probe = examples.Probe(model, config.transform)
+    monitor = Monitor(run, config, probe, validation_images, validation_split.labels, names)
+    lookout = alarms.Lookout(model, config, probe, validation_images, validation_split.labels)
     summary = checkpoints.summarize(model)
     checkpoints.begin(run, config, resume=resume, overwrite=overwrite)
     if run.checkpoint_file.exists():
@@ -214,18 +215,17 @@ def train(
         test_images = distorted_test(config, test)
         probabilities = predict_probabilities(model, test_images)
         results = score(probabilities, test.labels, names)
-        probe = examples.Probe(model, config.transform)
         walls.hang(run, probe, test_images, test.labels, probabilities, seed=config.seed)
         straightened, turned = {}, None
         if config.transform != "none":
-            seen = alignment.survey(model, test_images, test.labels, len(names))
+            seen = alignment.survey(probe, test_images, test.labels, len(names))
             if config.task == "classification":  # images of the same sum are not alike
                 straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
                 with runs.atomic(run.averages_file) as temporary:
                     averages = seen["inputs"].means(), seen["outputs"].means()
                     pictures.draw_averages(*averages, names).save(temporary)
             plots.draw_theta(seen["quantities"], run.theta_file)
-            turned = sweeps.turns_left_over(model, config, test.images)
+            turned = sweeps.turns_left_over(probe, config, test.images)
         best_record = state["history"][state["best_epoch"] - 1]
         runs.write_json(
             run.metrics_file,
