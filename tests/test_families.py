@@ -73,7 +73,7 @@ def test_one_row_serves_a_whole_batch(family):
         np.testing.assert_allclose(numbers(method(params, points[:1])), expected, atol=1e-5)
 
 
-@families
+@costly_families
 def test_float64_stays(family, float64):
     params, points = near_identity(family), draw_points(family.dimensions)
     exact, exact_points = params.astype("float64"), points.astype("float64")

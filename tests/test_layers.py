@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 
 import stn
+from conftest import pairs
 from stn.families import squash
 from stn.layers import _temper
 
@@ -88,8 +89,7 @@ def shake(layer, spread=0.3):
 # --- the start -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("localization", LOCALIZATIONS)
-@pytest.mark.parametrize("transform", stn.TRANSFORMS)
+@pairs(("localization", "transform"), list(LOCALIZATIONS), list(stn.TRANSFORMS), everywhere=["mlp"])
 def test_starts_at_the_identity(transform, localization):
     layer = transformer(transform, localization)
     np.testing.assert_array_equal(numpy(layer(IMAGES)), IMAGES)
@@ -118,8 +118,7 @@ def test_named_localizations_see_a_small_copy_of_a_large_image():
         assert layer.count_params() < 200_000
 
 
-@pytest.mark.parametrize("output_size", [None, 6, (6, 15)])
-@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pairs(("data_format", "output_size"), ["channels_last", "channels_first"], [None, (6, 15), 6])
 def test_output_is_what_warp_gives(output_size, data_format):
     images = IMAGES if data_format == "channels_last" else IMAGES.transpose(0, 3, 1, 2)
     options = {
@@ -317,7 +316,11 @@ def test_a_model_of_two_heads_learns_and_loads(tmp_path):
     np.testing.assert_array_equal(again.predict(IMAGES, verbose=0), before)
 
 
-@pytest.mark.parametrize("options", [{}, {"localization_size": 6}, {"heads": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=pytest.mark.once), {"localization_size": 6, "heads": 2}],
+    ids=str,
+)
 def test_iterations_look_again_and_compose(options):
     family, options = stn.get_transform("similarity"), {"return_params": True, **options}
     once = transformer("similarity", "mlp", **options)
@@ -361,8 +364,9 @@ def test_localization_sees_a_shrunk_copy_and_the_output_stays_sharp():
     )
 
 
-@pytest.mark.parametrize("transform", ["affine", "rigid", "flow"])
-@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pairs(
+    ("data_format", "transform"), ["channels_last", "channels_first"], ["rigid", "flow", "affine"]
+)
 def test_volumes(transform, data_format):
     volumes = np.random.default_rng(0).normal(size=(2, 4, 6, 5, 1)).astype("float32")
     if data_format == "channels_first":

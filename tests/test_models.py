@@ -6,13 +6,13 @@ import pytest
 from keras import ops
 
 import stn
+from conftest import pairs
 from stn import models
 
 # The reference is big; most of what is true of a classifier is tested on the compact one.
 # The adder is for pairs of images: tests/test_addition.py.
-ARCHITECTURES = pytest.mark.parametrize(
-    "architecture", [name for name in models.ARCHITECTURES if name != "adder"]
-)
+NAMES = [name for name in models.ARCHITECTURES if name != "adder"]
+ARCHITECTURES = pytest.mark.parametrize("architecture", NAMES)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), "uint8")
 
 
@@ -66,9 +66,8 @@ def test_pooling_samples_finer_and_averages():
         stn.classifier(pooling=0)
 
 
-@ARCHITECTURES
-@pytest.mark.parametrize("transform", ["affine", "none"])
-def test_gives_probabilities_for_bytes_and_floats(architecture, transform):
+@pairs(("transform", "architecture"), ["none", "affine"], NAMES, everywhere=["affine"])
+def test_gives_probabilities_for_bytes_and_floats(transform, architecture):
     model = stn.classifier(architecture, transform=transform, num_classes=11)
     found = model.predict(IMAGES, verbose=0)
     assert found.shape == (3, 11)
@@ -168,7 +167,7 @@ def test_pooling_halves_until_no_side_is_too_long(shape, tmp_path):
     np.testing.assert_array_equal(again.predict(images, verbose=0), expected)
 
 
-@pytest.mark.parametrize("transform", stn.TRANSFORMS)
+@pytest.mark.parametrize("transform", ["affine", "tps"])  # of all families in test_properties.py
 def test_saved_classifier_gives_the_same(transform, tmp_path):
     model = stn.classifier("compact", num_classes=5, transform=transform)
     kernel = model.get_layer(models.TRANSFORMER).head.kernel

@@ -10,6 +10,7 @@ import pytest
 from keras import ops
 
 import stn
+from conftest import pairs
 from stn.samplers import PADDINGS
 
 conventions = pytest.mark.parametrize("align_corners", [False, True])
@@ -86,8 +87,7 @@ def test_affine_grid(dimensions, align_corners):
         compare(f"affine_grid {size}", found, expected.numpy(), 3e-6)
 
 
-@conventions
-@pytest.mark.parametrize("output_size", [(8, 5), (3, 6)])
+@pairs(("output_size", "align_corners"), [(8, 5), (3, 6)], [False, True])
 def test_affine_warp(output_size, align_corners):
     """The way of `warp`, which keeps the identity exact, to the same place as PyTorch's."""
     torch = pytest.importorskip("torch")

@@ -267,8 +267,11 @@ def slope_at(gradient):
     return at
 
 
-@conventions
-@pytest.mark.parametrize("padding", ["zeros", "border", "reflection", "circular", "constant"])
+@pairs(
+    ("align_corners", "padding"),
+    [True, False],
+    ["reflection", "constant", "zeros", "border", "circular"],
+)
 def test_linearized_slope_is_that_of_planes_fitted_around(padding, align_corners, slope_at):
     size = (16, 24)
     image = np.random.default_rng(0).normal(size=(*size, 1))

@@ -53,14 +53,14 @@ def numbers(tensor):
 
 
 @pytest.mark.shows("identity")
-@families
+@costly_families
 @conventions
 def test_identity_returns_the_images(family, align_corners):
     images = {2: IMAGES, 3: VOLUMES}[family.dimensions]
     # What is read depends on the grid alone, and on whether its axes are read apart.
-    everything = family.name in ("attention", "affine")
+    everything = family.name in ("attention", "affine") and family.dimensions == 2
     for sampler, padding in itertools.product(SAMPLERS, PADDINGS):
-        if everything or (sampler, padding) in [("bilinear", "zeros"), ("bicubic", "reflection")]:
+        if everything or (sampler, padding) in [("bilinear", "zeros"), ("lanczos3", "reflection")]:
             options = {"sampler": sampler, "padding": padding, "align_corners": align_corners}
             found = warp(images, identity(family), family, **options)
             np.testing.assert_array_equal(found, images, err_msg=str(options))
@@ -84,8 +84,8 @@ def test_identity_is_the_regular_grid(family, align_corners):
     [
         ((1, 7), SAMPLERS),
         ((1, 1), ("nearest", "bilinear")),
-        ((3, 1, 4), ("nearest", "bilinear")),
-        ((224, 300), ("nearest", "bilinear")),
+        pytest.param((3, 1, 4), ("nearest", "bilinear"), marks=pytest.mark.once),
+        pytest.param((224, 300), ("nearest", "bilinear"), marks=pytest.mark.once),
     ],
 )
 def test_identity_at_odd_sizes(some, align_corners, size):
@@ -326,7 +326,7 @@ def check_extremes(family, **options):
     np.testing.assert_array_equal(whole[np.isnan([*VALUES, 0.0])], 0)
 
 
-@families
+@costly_families
 @pytest.mark.parametrize("padding", ["zeros", "reflection"])
 def test_extreme_parameters_of_every_family(family, padding):
     check_extremes(family, sampler="bilinear", padding=padding)
@@ -401,7 +401,7 @@ def to_pixels(points, size, align_corners):
     return np.stack(columns, axis=-1)
 
 
-@families
+@costly_families
 @pytest.mark.parametrize("pixels", [False, True])
 def test_transform_points_is_the_call(family, pixels):
     n = family.dimensions
@@ -420,7 +420,7 @@ def test_transform_points_is_the_call(family, pixels):
 
 
 @conventions
-@over(FLAT)
+@over(FLAT, costly=True)
 def test_a_dot_is_seen_where_its_point_goes(family, align_corners):
     (height, width), (rows, columns) = ROOM["size"], ROOM["output_size"]
     dots = np.array([(31.0, 12.0), (20.0, 19.0)])  # x, y
@@ -606,6 +606,7 @@ def test_compositions_that_are_none(transforms):
         stn.Composition(transforms)
 
 
+@pytest.mark.once
 def test_families_become_text_and_back():
     inner = stn.Composition(["similarity", stn.Flow((2, 3))])
     for family in (
