@@ -78,13 +78,12 @@ class Seen:
 class Probe:
     """A classifier of `stn.classifier` that shows what its transformer does.
 
-    It sees as many images at a time, whatever it is shown: each other number would be compiled
-    anew.
+    It always sees the same number of images at a time, for every other would be compiled anew.
 
     Args:
         model: The classifier, with a transformer or without.
         transform: The name of its family, or `"none"`.
-        batch_size: How many images it sees at a time.
+        batch_size: How many images it sees at a time; fewer are filled up.
     """
 
     def __init__(self, model: Any, transform: str, batch_size: int = 64):
@@ -108,8 +107,8 @@ class Probe:
             images: uint8 `(count, height, width, channels)`.
 
         Yields:
-            For some images after the other their probabilities, and for each head what it gives,
-            as `stn.models.looks` has it.
+            Of up to `batch_size` images the probabilities, and for each head what it gives, as
+            `stn.models.looks` has it.
         """
         for start in range(0, len(images), self._batch_size):
             part = images[start : start + self._batch_size]
