@@ -117,7 +117,7 @@ def render_table(results):
 
 
 # One of each kind: matrices, those that keep the axes, and what bends, in the plane and in space.
-_STANDING_FOR_ALL = {("attention", 2), ("projective", 2), ("tps", 2), ("rigid", 3), ("flow", 3)}
+STANDING_FOR_ALL = {("attention", 2), ("projective", 2), ("tps", 2), ("rigid", 3), ("flow", 3)}
 
 
 def over(choice, *, costly=False):
@@ -129,7 +129,7 @@ def over(choice, *, costly=False):
                 family,
                 id=f"{family.name}-{family.dimensions}d",
                 marks=pytest.mark.once
-                if costly and (family.name, family.dimensions) not in _STANDING_FOR_ALL
+                if costly and (family.name, family.dimensions) not in STANDING_FOR_ALL
                 else (),
             )
             for family in choice

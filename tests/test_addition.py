@@ -254,7 +254,7 @@ def test_what_takes_single_images_says_so(added, command, arguments):
     assert "Expected a run with task 'classification'" in " ".join(err.split())
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_run_goes_on_where_it_stopped(added, tmp_path):
     from test_training import PowerCut, assert_same_training, cut_at
 

@@ -154,6 +154,7 @@ def test_train_by_relative_paths_can_go_on_from_elsewhere(command, pictures, tmp
     assert seen[0].data == f"folder:{tmp_path / 'here' / 'pictures'}"
 
 
+@pytest.mark.slow
 def test_traffic_signs_from_a_folder(command, tmp_path):
     """Crops of all sizes, more of some signs than of others, with a table beside them."""
     rng = np.random.default_rng(0)

@@ -258,7 +258,7 @@ def test_run_goes_on_where_it_stopped(found, tmp_path):
     assert again.metrics["images"] == found.metrics["images"]
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_command_finds_and_prints(command, shapes, tmp_path):
     out_folder = tmp_path / "run"
     arguments = ("--recipe", "colocalization", "--data-dir", shapes, *OPTIONS, "--distort", "T")

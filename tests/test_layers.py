@@ -479,7 +479,10 @@ def test_compiled_training_reaches_every_weight(kind):
     train_twice(MODELS[kind](), jit_compile=XLA)
 
 
-@pytest.mark.parametrize("padding", ["border", "reflection", "constant"])
+@pytest.mark.parametrize(
+    "padding",
+    ["reflection", *(pytest.param(p, marks=pytest.mark.slow) for p in ("border", "constant"))],
+)
 def test_compiled_training_in_every_padding(padding):
     train_twice(sequential_model(padding=padding), jit_compile=XLA)
 

@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 import stn
-from conftest import PROPERTIES, TABLE, over, read_table, render_table
+from conftest import PROPERTIES, STANDING_FOR_ALL, TABLE, over, read_table, render_table
 from stn.transforms import FAMILIES
 
 BACKEND = keras.backend.backend()
@@ -25,10 +25,10 @@ IMAGES = {
 
 
 def quick(family):
-    """Whether it compiles within seconds: the others are marked slow."""
+    """Whether it compiles within seconds and stands for others: all others are marked slow."""
     if BACKEND == "torch":
         return family in (stn.TRANSFORMS["similarity"], stn.TRANSFORMS["tps"])
-    return family.name != "diffeomorphic"
+    return (family.name, family.dimensions) in STANDING_FOR_ALL
 
 
 def near_identity(family, batch, spread=0.1):

@@ -364,13 +364,14 @@ def test_constant_learning_rate_and_weight_decay(shapes_config):
 # --- families that bend --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("transform", "distort", "sampler", "padding"),
     [
-        pytest.param("tps", "E", "antialiased", "border", marks=pytest.mark.once),
-        pytest.param("diffeomorphic", "E", "bilinear", "zeros", marks=pytest.mark.slow),
-        pytest.param("projective", "P", "linearized", "inward", marks=pytest.mark.slow),
-        pytest.param("flow", "P", "bicubic", "circular", marks=pytest.mark.slow),
+        ("tps", "E", "antialiased", "border"),
+        ("diffeomorphic", "E", "bilinear", "zeros"),
+        ("projective", "P", "linearized", "inward"),
+        ("flow", "P", "bicubic", "circular"),
     ],
 )
 def test_families_of_many_parameters(
@@ -690,7 +691,7 @@ def page_is_served(port):
     return False
 
 
-@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # three processes, which a busy machine makes slow
 def test_killed_process_goes_on_exactly(shapes, trained, tmp_path):
     """Killed while a checkpoint is written, interrupted, finished."""
