@@ -117,20 +117,23 @@ def render_table(results):
 
 
 # One of each kind: matrices, those that keep the axes, and what bends, in the plane and in space.
-STANDING_FOR_ALL = {("attention", 2), ("projective", 2), ("tps", 2), ("rigid", 3), ("flow", 3)}
+STANDING_FOR_ALL = {
+    *(("affine", 2), ("attention", 2), ("projective", 2), ("tps", 2), ("diffeomorphic", 2)),
+    *(("rigid", 3), ("flow", 3)),
+}
 
 
-def over(choice, *, costly=False):
-    """Run a test for all families of a choice; a costly one on further backends for some."""
+def over(choice):
+    """Run a test for all families of a choice; on further backends for those that stand for all."""
     return pytest.mark.parametrize(
         "family",
         [
             pytest.param(
                 family,
                 id=f"{family.name}-{family.dimensions}d",
-                marks=pytest.mark.once
-                if costly and (family.name, family.dimensions) not in STANDING_FOR_ALL
-                else (),
+                marks=()
+                if (family.name, family.dimensions) in STANDING_FOR_ALL
+                else pytest.mark.once,
             )
             for family in choice
         ],

@@ -17,7 +17,6 @@ from stn.families import squash
 from stn.transforms import FAMILIES
 
 families = over(FAMILIES.values())
-costly_families = over(FAMILIES.values(), costly=True)
 invertible = over([family for family in FAMILIES.values() if family.invertible])
 matrices = over([family for family in FAMILIES.values() if family.composable])
 conventions = pytest.mark.parametrize("align_corners", [False, True])
@@ -63,7 +62,7 @@ def test_identity_parameters_leave_points_alone(family):
         np.testing.assert_array_equal(call(family, params, points, **options), points)
 
 
-@costly_families
+@families
 def test_one_row_serves_a_whole_batch(family):
     params, points = near_identity(family), draw_points(family.dimensions)
     for method in (family, family.move_back):
@@ -73,7 +72,7 @@ def test_one_row_serves_a_whole_batch(family):
         np.testing.assert_allclose(numbers(method(params, points[:1])), expected, atol=1e-5)
 
 
-@costly_families
+@families
 def test_float64_stays(family, float64):
     params, points = near_identity(family), draw_points(family.dimensions)
     exact, exact_points = params.astype("float64"), points.astype("float64")
@@ -580,7 +579,7 @@ def measure(family, params, size, align_corners):
 
 
 @pytest.mark.shows("bounds")
-@costly_families
+@families
 def test_bounds_hold(family, gradient):
     size, rng, bounds = SIZES[family.dimensions], np.random.default_rng(0), bounds_of(family)
     assert set(bounds) == set(family.limits)

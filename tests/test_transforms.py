@@ -14,7 +14,6 @@ from stn.samplers import PADDINGS, SAMPLERS
 from stn.transforms import FAMILIES, check_output_size, deserialize, freeze_size, serialize
 
 families = over(FAMILIES.values())
-costly_families = over(FAMILIES.values(), costly=True)
 conventions = pytest.mark.parametrize("align_corners", [False, True])
 paddings = pytest.mark.parametrize("padding", PADDINGS)
 samplers = pytest.mark.parametrize("sampler", SAMPLERS)
@@ -53,7 +52,7 @@ def numbers(tensor):
 
 
 @pytest.mark.shows("identity")
-@costly_families
+@families
 @conventions
 def test_identity_returns_the_images(family, align_corners):
     images = {2: IMAGES, 3: VOLUMES}[family.dimensions]
@@ -258,7 +257,7 @@ def directions(size):
 
 
 @pytest.mark.shows("gradient")
-@costly_families
+@families
 def test_gradients(check_gradient, family):
     rng = np.random.default_rng(4)
     size = {2: (4, 5), 3: (3, 4, 2)}[family.dimensions]
@@ -326,7 +325,7 @@ def check_extremes(family, **options):
     np.testing.assert_array_equal(whole[np.isnan([*VALUES, 0.0])], 0)
 
 
-@costly_families
+@families
 @pytest.mark.parametrize("padding", ["zeros", "reflection"])
 def test_extreme_parameters_of_every_family(family, padding):
     check_extremes(family, sampler="bilinear", padding=padding)
@@ -401,7 +400,7 @@ def to_pixels(points, size, align_corners):
     return np.stack(columns, axis=-1)
 
 
-@costly_families
+@families
 @pytest.mark.parametrize("pixels", [False, True])
 def test_transform_points_is_the_call(family, pixels):
     n = family.dimensions
@@ -420,7 +419,7 @@ def test_transform_points_is_the_call(family, pixels):
 
 
 @conventions
-@over(FLAT, costly=True)
+@over(FLAT)
 def test_a_dot_is_seen_where_its_point_goes(family, align_corners):
     (height, width), (rows, columns) = ROOM["size"], ROOM["output_size"]
     dots = np.array([(31.0, 12.0), (20.0, 19.0)])  # x, y
