@@ -207,6 +207,7 @@ def added(shapes, tmp_path_factory):
     return stn.train(config, tmp_path_factory.mktemp("runs") / "added")
 
 
+@pytest.mark.once
 def test_run_tells_the_sums_apart(added):
     names = [str(total) for total in range(19)]
     about, metrics = added.dataset, added.metrics
@@ -222,6 +223,7 @@ def test_run_tells_the_sums_apart(added):
         assert record["sampled_area"] > 0
 
 
+@pytest.mark.once
 def test_evaluate_finds_the_same_pairs(added, command):
     code, out, err = command("evaluate", added.path, "--json")
     assert (code, err) == (0, "")
@@ -230,6 +232,7 @@ def test_evaluate_finds_the_same_pairs(added, command):
     assert found["loss"] == pytest.approx(added.metrics["test"]["loss"], rel=1e-4)
 
 
+@pytest.mark.once
 def test_report_and_wall_show_both_heads(added):
     page = added.report_file.read_text(encoding="utf-8")
     assert "to add two digits" in page
@@ -244,6 +247,7 @@ def test_report_and_wall_show_both_heads(added):
         assert shows(picture, pictures.OTHERS[0]) > 200
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "arguments", [("evaluate", "--sweep", "rotation"), ("predict", "a.png"), ("inspect", "a.png")]
 )

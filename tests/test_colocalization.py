@@ -247,6 +247,7 @@ def test_saved_model_points_at_what_was_found(found):
     np.testing.assert_allclose(boxes, expected, atol=0.01)
 
 
+@pytest.mark.once
 def test_run_goes_on_where_it_stopped(found, tmp_path):
     from test_training import PowerCut, assert_same_training, cut_at
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,10 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(digits, tmp_path_factory):
-    """Two cells, two seeds of one of them, by the command line; the folder and what was printed."""
+    """A cell with two seeds, by the command line; the folder, and a way to go on.
+
+    The second is the first under another name, and a bit worse.
+    """
     from stn.tool import cli
 
     out = tmp_path_factory.mktemp("tables") / "table1"
@@ -79,6 +83,13 @@ def made(digits, tmp_path_factory):
             )
         return printed.getvalue()
 
+    command("--cells", "R/fcn", "--seeds", "1", "--epochs", "2")
+    shutil.copytree(out / "R-fcn-1", out / "R-fcn-2")
+    second = runs.Run.open(out / "R-fcn-2")
+    runs.write_text(second.config_file, second.config.replace(seed=2).to_toml())
+    worse = {"accuracy": 0.9 * second.metrics["accuracy"]}
+    metrics = second.metrics | worse | {"test": second.metrics["test"] | worse}
+    runs.write_json(second.metrics_file, metrics)
     command("--cells", "R/fcn", "--seeds", "1,2", "--epochs", "2")
     return out, command
 
