@@ -250,14 +250,9 @@ def check_spread(spread):
 def test_sampler(command, monkeypatch, tmp_path):
     monkeypatch.setitem(benchmark.PEERS, "kornia", "no_such_module")
     options = ["sampler", "--quick", "--against", "opencv,scipy,kornia"]
-    file = tmp_path / "record.json"
-    file.write_text("old", encoding="utf-8")
-    code, out, _ = command(*options, "--rounds", 2, "--json", file)
+    code, out, _ = command(*options, "--json", "-")
     assert code == 0
-    assert "ours / theirs" in out
-    assert "kornia is missing: no module 'no_such_module' is installed" in out
-    assert list(tmp_path.iterdir()) == [file]
-    record = json.loads(file.read_text(encoding="utf-8"))
+    record = json.loads(out)
     check_environment(record)
     assert record["topic"] == "sampler"
     assert record["missing"] == {"kornia": "no module 'no_such_module' is installed"}
@@ -277,11 +272,23 @@ def test_sampler(command, monkeypatch, tmp_path):
     assert any("no gradients" in one["reason"] for one in record["cases"][1]["left_out"])
     assert all(len(curve["seconds"]) == len(curve["shapes"]) for curve in record["growth"])
 
-
-def test_predict(command):
-    code, out, _ = command("predict", "--quick", "--json", "-")
+    file = tmp_path / "record.json"
+    file.write_text("old", encoding="utf-8")
+    code, out, _ = command(*options, "--shape", "2x4x4x1", "--rounds", 2, "--json", file)
     assert code == 0
-    record = json.loads(out)
+    assert "ours / theirs" in out
+    assert "kornia is missing: no module 'no_such_module' is installed" in out
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert [case["shape"] for case in written["cases"]] == [[2, 4, 4, 1]] * 3
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_predict(command, tmp_path):
+    file = tmp_path / "record.json"
+    code, out, _ = command("predict", "--quick", "--json", file)
+    assert code == 0
+    assert "images/s" in out
+    record = json.loads(file.read_text(encoding="utf-8"))
     check_environment(record)
     for stream in record["streams"].values():
         assert [mark["images"] for mark in stream["marks"]] == [1000, 2000]

@@ -14,7 +14,7 @@ from PIL import Image
 
 import stn
 from conftest import draw_shapes, write_idx
-from stn.tool import printing, runs
+from stn.tool import controls, printing, runs
 from stn.tool.config import BACKENDS
 from stn.tool.data import signs
 
@@ -166,14 +166,17 @@ def test_traffic_signs_from_a_folder(command, tmp_path):
             size = tuple(int(n) for n in rng.integers(15, 80, 2))
             Image.fromarray(image).resize(size).save(path)
             (path.parent / "GT.csv").write_text("Filename;Width;Height;ClassId")
-    code, _, err = command(
-        *("train", "--recipe", "traffic-signs", "--data", f"folder:{tmp_path / 'signs'}"),
-        *("--epochs", 1, "--batch-size", 8, "--out", tmp_path / "run"),
-    )
-    assert code == 0, err
-    run = stn.Run.open(tmp_path / "run")
+    for transform in ("projective", "none"):
+        code, _, err = command(
+            *("train", "--recipe", "traffic-signs", "--data", f"folder:{tmp_path / 'signs'}"),
+            *("--epochs", 1, "--batch-size", 8, "--transform", transform),
+            *("--out", tmp_path / transform),
+        )
+        assert code == 0, err
+    run, control = (stn.Run.open(tmp_path / name) for name in ("projective", "none"))
     assert run.dataset["input_shape"] == [48, 48, 3]
-    assert (run.config.transform, run.config.iterations) == ("projective", 2)
+    assert run.config.iterations == 2
+    assert controls.differences(run, control) == []
 
 
 def test_diverging_training_exits_with_1(command, shapes, tmp_path):

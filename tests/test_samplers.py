@@ -483,8 +483,8 @@ EXTREMES = {
 
 @samplers
 @paddings
-def test_extreme_points(sampler, padding):
-    align_corners = padding in ("reflection", "constant", "inward")
+@conventions
+def test_extreme_points(sampler, padding, align_corners):
     for size in ((5, 4), (1, 7), (3, 5, 4)):
         if sampler == "antialiased" and len(size) == 3:
             continue  # takes another shape of points; it goes the same way as for images

@@ -444,7 +444,6 @@ def test_only_bent_grids_get_lines(transform, shapes_config, tmp_path, monkeypat
 
 
 @pytest.mark.once
-@pytest.mark.once
 def test_early_stopping_counts_across_an_interruption(shapes_config, tmp_path, monkeypatch):
     """The best validation loss is that of epoch 2; with a patience of 3, epoch 5 is the last."""
     from stn.tool import training
@@ -692,9 +691,9 @@ def page_is_served(port):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # three processes, which a busy machine makes slow
+@pytest.mark.timeout(600)  # four processes, which a busy machine makes slow
 def test_killed_process_goes_on_exactly(shapes, trained, tmp_path):
-    """Killed while a checkpoint is written, interrupted, finished."""
+    """Killed in the first epoch, killed while a checkpoint is written, interrupted, finished."""
     rng = random.Random(3)
     run = runs.Run(tmp_path / "run")
     flags = [
@@ -704,6 +703,12 @@ def test_killed_process_goes_on_exactly(shapes, trained, tmp_path):
     ]
     with stn_process("train", *flags, "--deterministic", "--out", run.path) as process:
         wait_until(run.checkpoint_file.exists, process)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+    assert runs.Run.open(run.path).history == []
+    checkpoint(run)  # can be read
+
+    with stn_process("train", "--resume", run.path) as process:
         writing = lambda: list(run.path.glob(".unfinished-checkpoint-*"))  # noqa: E731
         wait_until(writing, process)
         time.sleep(rng.uniform(0, 0.01))
