@@ -14,6 +14,11 @@ NAMES = [name for name in models.ARCHITECTURES if name != "adder"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), "uint8")
 
 
+def some(values, *quick):
+    """Parameters of a test: all but a few are slow, for each builds a model or two."""
+    return [pytest.param(v, marks=() if v in quick else pytest.mark.slow) for v in values]
+
+
 def test_reference_has_the_parameters_of_the_tutorials():
     model = stn.classifier("reference", input_shape=(28, 28, 1), num_classes=62)
     assert model.count_params() == 945_476
@@ -29,7 +34,8 @@ def test_templates_are_all_there_is_behind_the_transformer():
 
 @pytest.mark.once
 @pytest.mark.parametrize("architecture", ["cnn", "fcn", "compact"])
-@pytest.mark.parametrize(("transform", "parameters"), [("affine", 200_000), ("none", 800_000)])
+@pytest.mark.parametrize("transform", ["affine", "none"])
+@pytest.mark.parametrize("parameters", some([200_000, 800_000], 200_000))
 def test_the_classifier_is_as_wide_as_its_parameters_allow(architecture, transform, parameters):
     options = {"input_shape": (42, 42, 1), "output_size": 28, "transform": transform}
     model = stn.classifier(architecture, num_classes=10, parameters=parameters, **options)
@@ -63,9 +69,8 @@ def test_pooling_samples_finer_and_averages():
         stn.classifier(pooling=0)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "transform"), [("compact", "none"), *((name, "affine") for name in NAMES)]
-)
+@pytest.mark.parametrize("architecture", NAMES)
+@pytest.mark.parametrize("transform", some(["affine", "none"], "affine"))
 def test_gives_probabilities_for_bytes_and_floats(architecture, transform):
     model = stn.classifier(architecture, transform=transform, num_classes=11)
     found = model.predict(IMAGES, verbose=0)
@@ -78,7 +83,7 @@ def test_gives_probabilities_for_bytes_and_floats(architecture, transform):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("architecture", ["compact", "reference", "fcn"])
+@pytest.mark.parametrize("architecture", some(NAMES, "compact", "reference", "fcn"))
 def test_without_a_transformer_only_that_is_missing(architecture):
     control = stn.classifier(architecture, transform="none")
     model = stn.classifier(architecture, transform="affine")
@@ -167,7 +172,7 @@ def test_pooling_halves_until_no_side_is_too_long(shape, tmp_path):
     np.testing.assert_array_equal(again.predict(images, verbose=0), expected)
 
 
-@pytest.mark.parametrize("transform", ["affine", "tps"])  # of all families in test_properties.py
+@pytest.mark.parametrize("transform", some(stn.TRANSFORMS, "affine", "tps"))
 def test_saved_classifier_gives_the_same(transform, tmp_path):
     model = stn.classifier("compact", num_classes=5, transform=transform)
     kernel = model.get_layer(models.TRANSFORMER).head.kernel
