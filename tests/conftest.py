@@ -215,17 +215,17 @@ def check_gradient(gradient):
         # Always as many rows, most of them without a difference: JAX compiles anew for each batch.
         same = np.repeat(value[None], 40, axis=0)
         steps = step * np.eye(40, value.size).reshape(same.shape)
-        shape = tuple(function(same).shape)[1:]
-        weights = ops.convert_to_tensor(np.random.default_rng(9).normal(size=shape))
+        after, before = function(same + steps), function(same - steps)
+        weights = np.random.default_rng(9).normal(size=tuple(after.shape)[1:])
 
-        def scalars(values):
-            results = function(values) * weights
+        def scalars(results):
+            results = results * ops.convert_to_tensor(weights)
             return ops.sum(results, axis=tuple(range(1, len(results.shape))))
 
-        change = ops.convert_to_numpy(scalars(same + steps) - scalars(same - steps))
+        change = ops.convert_to_numpy(scalars(after) - scalars(before))
         expected = change[: value.size].reshape(value.shape) / (2 * step)
         assert np.abs(expected).max() > 1e-3, "a gradient of zero would agree with anything"
-        found = gradient(lambda values: ops.sum(scalars(values)), same)
+        found = gradient(lambda values: ops.sum(scalars(function(values))), same)
         assert found.dtype == np.float64
         np.testing.assert_allclose(found, np.stack([expected] * 40), rtol=1e-6, atol=atol)
 

@@ -184,7 +184,7 @@ def _with_tensorflow(
 
     tf.get_logger().setLevel("ERROR")  # it finds that every case is traced anew
 
-    @tf.function(jit_compile=compiled)
+    @tf.function(jit_compile=compiled, autograph=False)
     def function(images: Any, params: Any, upstream: Any) -> Any:
         if case.way == "forward":
             return (warp(images, params),)
