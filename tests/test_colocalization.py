@@ -9,6 +9,7 @@ from PIL import Image
 import stn
 from stn.tool import colocalization, comparison, runs
 from stn.tool.config import Config
+from stn.tool.data.scenes import Scenes, draw_scenes, iou
 
 
 @pytest.fixture
@@ -36,12 +37,12 @@ def test_overlap_is_that_of_pixels_counted_one_by_one(rng):
             mask[top:bottom, left:right] = True
         expected.append(np.logical_and(*masks).sum() / np.logical_or(*masks).sum())
     assert min(expected) == 0 < max(expected)
-    np.testing.assert_allclose(colocalization.iou(*boxes), expected)
+    np.testing.assert_allclose(iou(*boxes), expected)
 
 
 def test_objects_lie_in_their_boxes_among_clutter(rng):
     objects = rng.integers(1, 256, (30, 10, 8, 1), "uint8")
-    scenes = colocalization.draw_scenes(objects, objects, 0, rng)
+    scenes = draw_scenes(objects, objects, 0, rng)
     assert scenes.images.shape == (30, 30, 24, 1)
     for image, original, (left, top, right, bottom) in zip(
         scenes.images, objects, scenes.boxes, strict=True
@@ -51,8 +52,8 @@ def test_objects_lie_in_their_boxes_among_clutter(rng):
     assert len(np.unique(scenes.boxes, axis=0)) > 20
     assert scenes.boxes.min() >= 0
     assert (scenes.boxes.max(axis=0) <= (16, 20, 24, 30)).all()
-    cluttered = colocalization.draw_scenes(objects, objects, 16, np.random.default_rng(5))
-    plain = colocalization.draw_scenes(objects, objects, 0, np.random.default_rng(5))
+    cluttered = draw_scenes(objects, objects, 16, np.random.default_rng(5))
+    plain = draw_scenes(objects, objects, 0, np.random.default_rng(5))
     np.testing.assert_array_equal(cluttered.boxes, plain.boxes)
     assert (cluttered.images >= plain.images).all()
     assert ((cluttered.images > plain.images).sum(axis=(1, 2, 3)) > 0).all()
@@ -62,9 +63,9 @@ def test_windows_show_what_is_in_their_boxes(rng):
     import keras
 
     objects = rng.integers(1, 256, (6, 10, 8, 1), "uint8")
-    scenes = colocalization.draw_scenes(objects, objects, 0, rng)
-    centers = colocalization._to_normalized(scenes.boxes, scenes).reshape(-1, 2, 2).mean(axis=1)
-    boxes = colocalization._boxes(centers, 1 / 3, scenes)
+    scenes = draw_scenes(objects, objects, 0, rng)
+    centers = scenes.normalize(scenes.boxes).reshape(-1, 2, 2).mean(axis=1)
+    boxes = scenes.boxes_around(centers, 1 / 3)
     np.testing.assert_allclose(boxes, scenes.boxes, atol=1e-9)
     # As the transformer cuts them out, as training does, and as the pictures do.
     window = colocalization.Window(1 / 3)
@@ -78,7 +79,7 @@ def test_windows_show_what_is_in_their_boxes(rng):
     triplets = colocalization._Triplets(locator, eyes)
     seen = numpy(triplets([scenes.images, params, np.full((6, 1), 1.0, "float32")]))
     np.testing.assert_allclose(255 * seen[:, 1].reshape(6, 10, 8, 1), objects, atol=1e-2)
-    affine = colocalization._params(scenes.boxes, scenes)
+    affine = scenes.params(scenes.boxes)
     drawn = colocalization.distortions.warp_images(scenes.images, affine, (10, 8))
     np.testing.assert_array_equal(drawn, objects)
 
@@ -92,8 +93,8 @@ def test_window_begins_with_the_canvas_and_stays_inside():
     corners = np.array([[[-1.0, -1.0], [1.0, 1.0]]], "float32")
     seen = numpy(window(np.array([[5.0, -0.25]], "float32"), corners))
     np.testing.assert_allclose(seen, [[[0, -0.75], [1, 0.25]]], atol=1e-6)
-    scenes = colocalization.Scenes(np.zeros((1, 8, 16, 1), "uint8"), np.zeros((1, 4)))
-    box = colocalization._boxes(np.array([[5.0, -0.25]]), 0.5, scenes)
+    scenes = Scenes(np.zeros((1, 8, 16, 1), "uint8"), np.zeros((1, 4)))
+    box = scenes.boxes_around(np.array([[5.0, -0.25]]), 0.5)
     np.testing.assert_allclose(box, [[8, 1, 16, 5]])
 
 
@@ -205,7 +206,7 @@ def test_run_tells_where_the_objects_are(found):
     assert metrics["count"] == len(metrics["images"]) == 20
     overlaps = [one["iou"] for one in metrics["images"]]
     boxes = [[one[key] for one in metrics["images"]] for key in ("true", "found")]
-    np.testing.assert_allclose(colocalization.iou(*boxes), overlaps, atol=2e-3)
+    np.testing.assert_allclose(iou(*boxes), overlaps, atol=2e-3)
     assert metrics["mean_iou"] == pytest.approx(np.mean(overlaps), abs=1e-3)
     assert metrics["accuracy"] == np.mean(np.array(overlaps) > 0.5)
     assert [record["epoch"] for record in history] == [1, 2, 3]
@@ -241,8 +242,8 @@ def test_saved_model_points_at_what_was_found(found):
     names, digits = colocalization.load_split(config, "train")
     chosen = colocalization._chosen(config, names, digits)
     rng = np.random.default_rng((config.seed, colocalization._SCENES))
-    scenes = colocalization.draw_scenes(digits.images[chosen], digits.images, 16, rng)
-    boxes = colocalization._boxes(colocalization.locate(model, scenes.images), 1 / 3, scenes)
+    scenes = draw_scenes(digits.images[chosen], digits.images, 16, rng)
+    boxes = scenes.boxes_around(colocalization.locate(model, scenes.images), 1 / 3)
     expected = [one["found"] for one in found.metrics["images"]]
     np.testing.assert_allclose(boxes, expected, atol=0.01)
 

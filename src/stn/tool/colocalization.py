@@ -9,7 +9,6 @@ in the eyes of an encoder that was trained to tell digits apart; nothing else is
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from typing import Any
@@ -24,10 +23,10 @@ from stn.tool import checkpoints, data, environment, films, pictures, plots, rep
 from stn.tool.board import Board
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
+from stn.tool.data.scenes import CANVAS, Scenes, draw_scenes, iou
 from stn.tool.evaluation import load_split
 from stn.tool.progress import Progress
 
-CANVAS = 3  # times the size of the object
 PATCHES = 16  # of clutter on a canvas
 MARGIN = 1.0  # the squared distance of two encodings that have nothing in common
 STEPS = 10  # an epoch; each sees all canvases
@@ -138,7 +137,8 @@ def train(
             logs = model.fit(steps, shuffle=False, verbose=0, callbacks=[watcher]).history
         seconds = time.perf_counter() - started
         zoom = zoom_at(epoch * STEPS, config.epochs)
-        overlap = iou(_boxes(locate(locator, scenes.images), zoom, scenes), scenes.boxes)
+        boxes = scenes.boxes_around(locate(locator, scenes.images), zoom)
+        overlap = iou(boxes, scenes.boxes)
         record = {
             "epoch": epoch,
             "loss": float(logs["loss"][-1]),
@@ -161,7 +161,7 @@ def train(
 
     # What was found, on the canvases themselves: there is nothing that it learned from labels.
     with progress.step("Drawing the report"):
-        boxes = _boxes(locate(locator, scenes.images), 1 / CANVAS, scenes)
+        boxes = scenes.boxes_around(locate(locator, scenes.images), 1 / CANVAS)
         overlap = iou(boxes, scenes.boxes)
         runs.write_json(
             run.metrics_file,
@@ -233,11 +233,11 @@ def _draw(
 ) -> None:
     """Write the picture after an epoch: the window on some canvases, and the object's box."""
     some = slice(SHOWN)
-    boxes = _boxes(locate(locator, scenes.images), zoom, scenes)
+    boxes = scenes.boxes_around(locate(locator, scenes.images), zoom)
     overlap = iou(boxes, scenes.boxes)
     shown = Scenes(scenes.images[some], scenes.boxes[some])
     size = tuple(n // CANVAS for n in shown.images.shape[1:3])
-    windows = distortions.warp_images(shown.images, _params(boxes[some], shown), size)
+    windows = distortions.warp_images(shown.images, shown.params(boxes[some]), size)
     picture = pictures.draw_frame(
         shown.images,
         windows,
@@ -258,63 +258,6 @@ def _outline(boxes: np.ndarray) -> np.ndarray:
     left, top, right, bottom = boxes.T - 0.5
     corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
     return np.stack([np.stack(corner, axis=-1) for corner in corners], axis=1)
-
-
-# --- the images ----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Scenes:
-    """Canvases with an object on each.
-
-    Attributes:
-        images: uint8 `(count, height, width, channels)`.
-        boxes: `(count, 4)`, left, top, right and bottom edge of the object in pixels.
-    """
-
-    images: np.ndarray
-    boxes: np.ndarray
-
-
-def draw_scenes(
-    objects: np.ndarray, sources: np.ndarray, patches: int, rng: np.random.Generator
-) -> Scenes:
-    """Put each object somewhere on a canvas of its own, and clutter over it.
-
-    Args:
-        objects: uint8 `(count, height, width, channels)`.
-        sources: The images whose patches are the clutter.
-        patches: How many patches on a canvas.
-        rng: Where the randomness comes from.
-    """
-    count, height, width, channels = objects.shape
-    images = np.zeros((count, CANVAS * height, CANVAS * width, channels), np.uint8)
-    top = rng.integers((CANVAS - 1) * height + 1, size=count)
-    left = rng.integers((CANVAS - 1) * width + 1, size=count)
-    rows = top[:, None, None] + np.arange(height)[:, None]
-    columns = left[:, None, None] + np.arange(width)
-    images[np.arange(count)[:, None, None], rows, columns] = objects
-    distortions.scatter(images, sources, patches, rng)
-    return Scenes(images, np.stack([left, top, left + width, top + height], axis=-1))
-
-
-def iou(boxes: Any, others: Any) -> np.ndarray:
-    """The overlap of pairs of boxes: intersection over union, `(count,)`.
-
-    Args:
-        boxes: `(count, 4)`, left, top, right and bottom edge.
-        others: Likewise.
-
-    Example:
-        >>> iou([[0, 0, 2, 2]], [[1, 0, 3, 2]]).round(3).tolist()
-        [0.333]
-    """
-    boxes, others = np.asarray(boxes, "float64"), np.asarray(others, "float64")
-    low = np.maximum(boxes[:, :2], others[:, :2])
-    high = np.minimum(boxes[:, 2:], others[:, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=-1)
-    areas = [(one[:, 2:] - one[:, :2]).prod(axis=-1) for one in (boxes, others)]
-    return shared / (sum(areas) - shared)
 
 
 # --- the encoder ---------------------------------------------------------------------------------
@@ -377,7 +320,7 @@ class _Views(keras.utils.PyDataset):
         scenes = draw_scenes(images[chosen], images, self._patches, rng)
         least = 1 / CANVAS
         zoom = least + (1 - least) * rng.uniform(size=(ENCODER_BATCH, 1)) ** 2
-        place = _to_normalized(scenes.boxes, scenes).reshape(-1, 2, 2).mean(axis=1)
+        place = scenes.normalize(scenes.boxes).reshape(-1, 2, 2).mean(axis=1)
         # Half of them around the digit, the others anywhere.
         room = zoom - least + SLACK
         low, high = np.maximum(place - room, zoom - 1), np.minimum(place + room, 1 - zoom)
@@ -386,7 +329,7 @@ class _Views(keras.utils.PyDataset):
         center = np.where(half, rng.uniform(low, np.maximum(low, high)), anywhere)
         whole = (np.abs(center - place) <= room + 1e-6).all(axis=-1)
         windows = distortions.warp_images(
-            scenes.images, _params(_boxes(center, zoom, scenes), scenes), images.shape[1:3]
+            scenes.images, scenes.params(scenes.boxes_around(center, zoom)), images.shape[1:3]
         )
         nothing = labels.max() + 1
         return windows.astype("float32") / 255, np.where(whole, labels[chosen], nothing)
@@ -483,29 +426,6 @@ def locate(locator: keras.Model, images: np.ndarray) -> np.ndarray:
     """The normalized points `(count, 2)` that a locator points at."""
     _, centers, _ = locator.predict_on_batch(images)
     return np.asarray(centers)
-
-
-def _boxes(centers: np.ndarray, zoom: Any, scenes: Scenes) -> np.ndarray:
-    """The boxes `(count, 4)` of windows of a size around normalized points, in pixels."""
-    centers = np.clip(centers, zoom - 1, 1 - zoom)
-    height, width = scenes.images.shape[1:3]
-    edges = np.concatenate([centers - zoom, centers + zoom], axis=-1)
-    return (edges + 1) / 2 * np.array([width, height, width, height])
-
-
-def _to_normalized(boxes: np.ndarray, scenes: Scenes) -> np.ndarray:
-    """The same edges, normalized."""
-    height, width = scenes.images.shape[1:3]
-    return 2 * boxes / np.array([width, height, width, height]) - 1
-
-
-def _params(boxes: np.ndarray, scenes: Scenes) -> np.ndarray:
-    """The affine parameters `(count, 6)` that cut boxes out."""
-    low, high = np.split(_to_normalized(boxes, scenes), 2, axis=-1)
-    params = np.zeros((len(boxes), 2, 3), "float32")
-    params[:, 0, 0], params[:, 1, 1] = ((high - low) / 2).T
-    params[:, :, 2] = (low + high) / 2
-    return params.reshape(-1, 6)
 
 
 # --- what is asked of it -------------------------------------------------------------------------
