@@ -42,6 +42,19 @@ def test_the_classifier_is_as_wide_as_its_parameters_allow(architecture, transfo
     assert abs(model.count_params() / parameters - 1) < 0.01
 
 
+@pytest.mark.parametrize("architecture", ["cnn", "compact"])
+def test_the_localization_of_cnn_outlives_a_step_that_kills_relus(architecture):
+    """Where every weight is negative, all that images reach is zero, unless it is normalized."""
+    model = stn.classifier(architecture, num_classes=10, input_shape=(28, 28, 1))
+    network = model.get_layer(models.TRANSFORMER).localization
+    for weight in network.trainable_weights:
+        if len(weight.shape) > 1:
+            weight.assign(-ops.absolute(weight) - 0.1)
+    features = network(ops.convert_to_tensor(IMAGES / np.float32(255)), training=True)
+    differences = ops.convert_to_numpy(features).std(axis=0)
+    assert (differences > 0.01).any() == (architecture == "cnn")
+
+
 @pytest.mark.parametrize(
     ("architecture", "parameters", "message"),
     [("cnn", 30_000, "width would vanish"), ("template", 90_000, "can only be as it is")],
