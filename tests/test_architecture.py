@@ -176,6 +176,14 @@ def test_backend_can_be_chosen_after_the_import():
     assert "keras" in heavy
 
 
+@pytest.mark.once
+def test_a_saved_model_loads_after_both_imports(tmp_path):
+    model = stn.classifier(num_classes=2, input_shape=(8, 8, 1))
+    model.save(tmp_path / "model.keras")
+    code = f"import keras, stn\nkeras.saving.load_model({str(tmp_path / 'model.keras')!r})"
+    assert "keras" in start(code)[0]
+
+
 # --- names and documentation ---------------------------------------------------------------------
 
 

@@ -1,9 +1,11 @@
 """Spatial transformer networks for Keras 3 (TensorFlow, JAX and PyTorch).
 
 Importing this package is cheap: a deep-learning backend is imported when the first name that
-needs one is used, so `KERAS_BACKEND` can still be set after `import stn`.
+needs one is used, so `KERAS_BACKEND` can still be set after `import stn`. Where Keras is there
+already, our layers are registered with it at once, so that it can load a saved model.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -70,3 +72,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "keras" in sys.modules:
+    import_module("stn.models")
