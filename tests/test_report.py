@@ -83,7 +83,7 @@ def make_run(path, *, epochs=3, names=("a", "b"), finished=True, count=4, config
         metrics |= {"train": {"count": 60000}, "train_seconds": 192.0, "total_seconds": 200.0}
         runs.write_json(run.metrics_file, metrics)
         films.write_film(run.frames(), run.film_file)
-        plots.draw_curves(history, run.curves_file, best_epoch=epochs)
+        plots.draw_curves(history, run.curves_file, kept_epoch=epochs)
         plots.draw_confusion(counts, names, run.confusion_file)
     return run
 
@@ -369,7 +369,7 @@ def test_film_of_noise_stays_small(name, tmp_path):
     ids=["none", "one", "nan", "many"],
 )
 def test_curves(history, tmp_path):
-    plots.draw_curves(history, tmp_path / "curves.png", best_epoch=1 if history else None)
+    plots.draw_curves(history, tmp_path / "curves.png", kept_epoch=1 if history else None)
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width >= 900
         assert picture.convert("RGB").getpixel((1, 1)) == (255, 255, 255)

@@ -479,6 +479,38 @@ def test_early_stopping_counts_across_an_interruption(shapes_config, tmp_path, m
         np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("patience, epochs", [(0, 3), (1, 2)])
+def test_the_last_weights_are_kept_if_not_the_best(
+    shapes_config, tmp_path, monkeypatch, patience, epochs
+):
+    """The best validation loss is that of epoch 1; patience still counts from there."""
+    from stn.tool import comparison, training
+
+    def score(*args):
+        found = original(*args)
+        if len(args[1]) == 16:  # the validation images
+            found["loss"] = 1.0 + len(runs.Run(tmp_path / "run").history)
+        return found
+
+    original = training.score
+    monkeypatch.setattr(training, "score", score)
+    config = shapes_config.replace(
+        model="template", epochs=3, patience=patience, restore_best_weights=False
+    )
+    run = stn.train(config, tmp_path / "run")
+    metrics = run.metrics
+    assert (metrics["best_epoch"], metrics["kept_epoch"]) == (1, epochs)
+    assert metrics["validation"]["loss"] == run.history[-1]["val_loss"] == epochs
+    assert metrics["train"]["loss"] == run.history[-1]["loss"]
+    with np.load(run.checkpoint_file) as arrays:
+        for i, weight in enumerate(weights(run)):
+            np.testing.assert_array_equal(weight, arrays[f"kept/{i}"])
+            np.testing.assert_array_equal(weight, arrays[f"variable/{i}"])
+    run.metrics_file.unlink()  # as while it trains
+    assert comparison.kept_epoch(run) == epochs
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 

@@ -148,9 +148,9 @@ def save_model(run: runs.Run, model: keras.Model) -> None:
         bare.save(temporary)
 
 
-def save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np.ndarray]) -> None:
+def save(run: runs.Run, model: keras.Model, state: dict[str, Any], kept: list[np.ndarray]) -> None:
     """Write all state of the training to one file, at once."""
-    arrays: dict[str, Any] = {f"best/{i}": weight for i, weight in enumerate(best)}
+    arrays: dict[str, Any] = {f"kept/{i}": weight for i, weight in enumerate(kept)}
     for i, variable in enumerate([*model.variables, *model.optimizer.variables]):
         arrays[f"variable/{i}"] = keras.ops.convert_to_numpy(variable)
     arrays["state"] = np.array(json.dumps(state))
@@ -159,12 +159,12 @@ def save(run: runs.Run, model: keras.Model, state: dict[str, Any], best: list[np
 
 
 def restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
-    """Put everything back as `save` found it; returns its state, with the best weights."""
+    """Put everything back as `save` found it; returns its state, with the weights kept."""
     variables = [*model.variables, *model.optimizer.variables]
     try:
         with run.checkpoint_file.open("rb") as file, np.load(file) as arrays:
             state = json.loads(str(arrays["state"]))
-            state["best"] = [arrays[f"best/{i}"] for i in range(len(model.weights))]
+            state["kept"] = [arrays[f"kept/{i}"] for i in range(len(model.weights))]
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"variable/{i}"])
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:

@@ -102,7 +102,7 @@ def train(
     model = _build_trainer(config, locator, encoder)
     if not new:
         state = checkpoints.restore(run, model)
-        del state["best"]
+        del state["kept"]
         runs.write_json(run.history_file, state["history"])  # may be an epoch behind
     else:
         state = {"history": [], "encoder_accuracy": encoder_accuracy, "seconds": 0.0}
@@ -185,7 +185,7 @@ def train(
         )
         for film in (run.film_file, run.webp_file):
             films.write_film(run.frames(), film)
-        plots.draw_curves(state["history"], run.curves_file, best_epoch=None)
+        plots.draw_curves(state["history"], run.curves_file, kept_epoch=None)
         report.write_report(run)
     return run
 

@@ -48,8 +48,8 @@ def summarize(run: runs.Run) -> dict[str, Any]:
         r["images_per_second"] for r in history if plots.is_number(r.get("images_per_second"))
     ]
     spent = [r["seconds"] for r in history if plots.is_number(r.get("seconds"))]
-    best = best_epoch(history)
-    so_far = next((r for i, r in enumerate(history, 1) if r.get("epoch", i) == best), {})
+    kept = kept_epoch(run)
+    so_far = next((r for i, r in enumerate(history, 1) if r.get("epoch", i) == kept), {})
     before, after = (
         (metrics.get("congealing") or {}).get(key) or {} for key in ("inputs", "outputs")
     )
@@ -75,14 +75,22 @@ def summarize(run: runs.Run) -> dict[str, Any]:
     } | {key: value if plots.is_number(value) else None for key, value in found.items()}
 
 
-def best_epoch(history: list[dict[str, Any]]) -> int | None:
-    """The epoch that training would keep if it ended now."""
+def kept_epoch(run: runs.Run) -> int | None:
+    """The epoch whose weights a run kept, or would keep if it ended now."""
+    metrics = run.metrics if run.metrics_file.exists() else {}
+    for key in ("kept_epoch", "best_epoch"):
+        if metrics.get(key):
+            return metrics[key]
+    history = run.history
     rated = [
         (record["val_loss"], record.get("epoch", index + 1))
         for index, record in enumerate(history)
         if plots.is_number(record.get("val_loss"))
     ]
-    return min(rated)[1] if rated else None
+    if not rated:
+        return None
+    # A run of long ago has no such value in its configuration.
+    return min(rated)[1] if getattr(run.config, "restore_best_weights", True) else rated[-1][1]
 
 
 def write(key: str, value: Any) -> str:

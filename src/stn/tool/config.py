@@ -163,6 +163,11 @@ class Config(pydantic.BaseModel):
     patience: int = Field(
         5, ge=0, description="Stop after this many epochs without a better validation loss; 0: no."
     )
+    restore_best_weights: bool = Field(
+        True,
+        description="Keep the weights of the epoch with the smallest validation loss, not those of "
+        "the last: for few validation images chance chooses.",
+    )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random.")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         "float32",

@@ -17,25 +17,25 @@ NARROW = (4.2, 7.0)  # inches of two plots below each other, for a phone
 LINES = (BLUE, "#b93c0a", "#14783a", "#7a3fa0", "#8893a3", "#a8730a")
 
 
-def draw_curves(history: list[dict[str, Any]], path: Any, *, best_epoch: int | None) -> None:
+def draw_curves(history: list[dict[str, Any]], path: Any, *, kept_epoch: int | None) -> None:
     """Plot loss and accuracy of training and validation over the epochs, as PNG.
 
     Args:
         history: Records with `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy`; what is
             missing or not finite is left out. A single epoch shows as points.
         path: Where the PNG goes; written completely or not at all.
-        best_epoch: The epoch whose weights were kept; it is marked.
+        kept_epoch: The epoch whose weights were kept; it is marked.
 
     Example:
-        >>> draw_curves(run.history, run.curves_file, best_epoch=9)  # doctest: +SKIP
+        >>> draw_curves(run.history, run.curves_file, kept_epoch=9)  # doctest: +SKIP
     """
-    picture = curves_bytes(history, best_epoch)
+    picture = curves_bytes(history, kept_epoch)
     with runs.atomic(path) as temporary:
         temporary.write_bytes(picture)
 
 
 def curves_bytes(
-    history: list[dict[str, Any]], best_epoch: int | None, *, narrow: bool = False
+    history: list[dict[str, Any]], kept_epoch: int | None, *, narrow: bool = False
 ) -> bytes:
     """The PNG of `draw_curves`; for a narrow screen the plots are below each other."""
     from matplotlib.figure import Figure
@@ -69,11 +69,11 @@ def curves_bytes(
                 zorder=3,
                 clip_on=False,
             )
-            if column.startswith("val_") and best_epoch in epochs:
-                best = values[epochs.index(best_epoch)]
+            if column.startswith("val_") and kept_epoch in epochs:
+                value = values[epochs.index(kept_epoch)]
                 panel.plot(
-                    [best_epoch],
-                    [best],
+                    [kept_epoch],
+                    [value],
                     "o",
                     ms=9,
                     mfc=BLUE,
@@ -82,12 +82,12 @@ def curves_bytes(
                     zorder=4,
                     clip_on=False,
                 )
-        if best_epoch is not None and history:
-            panel.axvline(best_epoch, color="#d9480f", lw=1, ls=(0, (3, 3)), zorder=1)
-            late = best_epoch > (1 + last) / 2
+        if kept_epoch is not None and history:
+            panel.axvline(kept_epoch, color="#d9480f", lw=1, ls=(0, (3, 3)), zorder=1)
+            late = kept_epoch > (1 + last) / 2
             panel.annotate(
-                f"best: epoch {best_epoch}",
-                (best_epoch, 1),
+                f"kept: epoch {kept_epoch}",
+                (kept_epoch, 1),
                 (-5 if late else 5, -3),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",

@@ -145,7 +145,7 @@ def print_run(run: runs.Run, console: Console) -> None:
         rows = {
             "test accuracy": f"{test['accuracy']:.2%} of {test['count']} images",
             "validation accuracy": f"{metrics['validation']['accuracy']:.2%}",
-            "best epoch": f"{metrics['best_epoch']} of {metrics['epochs']}",
+            "kept epoch": f"{metrics['kept_epoch']} of {metrics['epochs']}",
         }
     rows |= {
         "training time": f"{metrics['train_seconds']:.0f} s",

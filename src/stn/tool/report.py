@@ -78,7 +78,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
     test = metrics.get("test") or {}
     names = [str(name) for name in test.get("class_names") or []]
     confusion = test.get("confusion") if names else None
-    best_epoch = metrics.get("best_epoch") or comparison.best_epoch(history)
+    kept_epoch = comparison.kept_epoch(run)
     summary = run.summary_file
     film, film_note = _film_picture(run)
     sweeps = [_read_sweep(run, file) for file in sorted(run.path.glob("sweep-*.json"))]
@@ -89,7 +89,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         "name": run.path.resolve().name,
         "sentence": _sentence(config, metrics, names),
         "notice": _notice(config, history, metrics),
-        "headline": _headline(config, history, metrics, best_epoch, beside),
+        "headline": _headline(config, history, metrics, kept_epoch, beside),
         "control": _beside(comparison.summarize(run), beside),
         "differences": beside["differences"] if beside else [],
         "transformed": _transform(config) is not None,
@@ -116,8 +116,8 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         ],
         # Drawn anew, not read: after an interruption the files may be older than the history.
         "curves": _with_narrow(
-            pages.embed(plots.curves_bytes(history, best_epoch), "image/png", scale=2),
-            plots.curves_bytes(history, best_epoch, narrow=True),
+            pages.embed(plots.curves_bytes(history, kept_epoch), "image/png", scale=2),
+            plots.curves_bytes(history, kept_epoch, narrow=True),
         )
         if history
         else None,
@@ -227,7 +227,7 @@ def _headline(
     config: dict[str, Any],
     history: list[dict[str, Any]],
     metrics: dict[str, Any],
-    best_epoch: int | None,
+    kept_epoch: int | None,
     control: dict[str, Any] | None,
 ) -> list[dict[str, str]]:
     """The numbers at the top; the first one is shown large."""
@@ -246,8 +246,8 @@ def _headline(
         overlap = last.get("mean_iou")
         value = f"{overlap:.2f}" if plots.is_number(overlap) else "—"
         add("Mean overlap", value, "intersection over union")
-    best = next((r for r in history if best_epoch and r.get("epoch") == best_epoch), {})
-    validated = validation.get("accuracy", best.get("val_accuracy"))
+    kept = next((r for r in history if kept_epoch and r.get("epoch") == kept_epoch), {})
+    validated = validation.get("accuracy", kept.get("val_accuracy"))
     if metrics and config.get("task") != "colocalization":
         accuracy, count = test.get("accuracy"), test.get("count")
         note = ""
@@ -269,12 +269,12 @@ def _headline(
                 note += f"; images were turned by {turns['turned']:.0f}°"
             add("Turn that remains", f"{turns['alignment_error']:.1f}°", note)
     if plots.is_number(validated):
-        note = f"after epoch {best_epoch}, the best" if best_epoch else ""
+        note = f"after epoch {kept_epoch}, which was kept" if kept_epoch else ""
         add("Validation accuracy", pages.percent(validated), note)
     done, planned = metrics.get("epochs", len(history)), config.get("epochs")
     note = "stopped early" if metrics.get("stopped_early") else ""
-    if best_epoch:
-        note = f"{note}; best: {best_epoch}" if note else f"best: {best_epoch}"
+    if kept_epoch:
+        note = f"{note}; kept: {kept_epoch}" if note else f"kept: {kept_epoch}"
     short = plots.is_number(planned) and planned != done
     add("Epochs", f"{done} of {planned}" if short else f"{done}", note)
     if plots.is_number(metrics.get("parameters")):

@@ -36,7 +36,7 @@ class Run:
         self.summary_file = self.path / "summary.txt"  # the model, layer by layer
         self.history_file = self.path / "history.json"  # one record per finished epoch
         self.checkpoint_file = self.path / "checkpoint.npz"  # everything needed to go on exactly
-        self.model_file = self.path / "model.keras"  # the best model so far
+        self.model_file = self.path / "model.keras"  # the model that is kept, so far
         self.metrics_file = self.path / "metrics.json"  # results on the test images
         self.frames_folder = self.path / "frames"  # what the monitor drew, one PNG per epoch
         self.board_folder = self.path / "tensorboard"  # its log, where that was asked for

@@ -131,11 +131,11 @@ def train(
     checkpoints.begin(run, config, resume=resume, overwrite=overwrite)
     if run.checkpoint_file.exists():
         state = checkpoints.restore(run, model)
-        best = state.pop("best")
+        kept = state.pop("kept")
         runs.write_json(run.history_file, state["history"])  # may be an epoch behind
     else:
         state = {"history": [], "best_epoch": 0, "best_loss": math.inf, "seconds": 0.0}
-        best = model.get_weights()
+        kept = model.get_weights()
         runs.write_text(run.summary_file, summary)
         runs.write_json(
             run.dataset_file,
@@ -151,7 +151,7 @@ def train(
         )
         monitor.draw(0)
         board.add(0, {}, run.frame_file(0))
-        checkpoints.save(run, model, state, best)
+        checkpoints.save(run, model, state, kept)
     progress.say(summary)
     progress.say(_plan(config, len(names), train_split, validation_split, run))
 
@@ -192,25 +192,27 @@ def train(
         state["history"].append(record)
         if not math.isfinite(record["loss"]) or not math.isfinite(record["val_loss"]):
             raise TrainingError(_diverged(epoch, steps, config, run))
-        if record["val_loss"] < state["best_loss"]:
+        better = record["val_loss"] < state["best_loss"]
+        if better:
             state |= {"best_loss": record["val_loss"], "best_epoch": epoch}
-            best = model.get_weights()
+        if better or not config.restore_best_weights:
+            kept = model.get_weights()
             checkpoints.save_model(run, model)
         state["seconds"] += time.perf_counter() - started
         monitor.draw(epoch)
         board.add(epoch, record, run.frame_file(epoch))
-        checkpoints.save(run, model, state, best)
+        checkpoints.save(run, model, state, kept)
         runs.write_json(run.history_file, state["history"])
-        progress.epoch_done(record, best=state["best_epoch"] == epoch)
+        progress.epoch_done(record, best=better)
         for alarm in alarms.new(state["history"], config):
             progress.say(f"Alarm: {alarm}")
 
     board.close()
 
-    # The best weights, tested once.
-    model.set_weights(best)
+    # The weights that are kept, tested once.
+    model.set_weights(kept)
     checkpoints.save_model(run, model)
-    with progress.step("Testing the best model, drawing the report"):
+    with progress.step("Testing the model, drawing the report"):
         _, test = for_task(config, *_load_test(config, shape, run), TEST)
         test_images = distorted_test(config, test)
         probabilities = predict_probabilities(model, test_images)
@@ -226,7 +228,9 @@ def train(
                     pictures.draw_averages(*averages, names).save(temporary)
             plots.draw_theta(seen["quantities"], run.theta_file)
             turned = sweeps.turns_left_over(probe, config, test.images)
-        best_record = state["history"][state["best_epoch"] - 1]
+        epochs = len(state["history"])
+        kept_epoch = state["best_epoch"] if config.restore_best_weights else epochs
+        record = state["history"][kept_epoch - 1]
         runs.write_json(
             run.metrics_file,
             {
@@ -235,18 +239,19 @@ def train(
                 "test": results,
                 "validation": {
                     "count": len(validation_split),
-                    "loss": best_record["val_loss"],
-                    "accuracy": best_record["val_accuracy"],
+                    "loss": record["val_loss"],
+                    "accuracy": record["val_accuracy"],
                 },
                 "train": {
                     "count": len(train_split),
-                    "loss": best_record["loss"],
-                    "accuracy": best_record["accuracy"],
+                    "loss": record["loss"],
+                    "accuracy": record["accuracy"],
                 },
                 "congealing": straightened,
                 "alignment": turned,
                 "best_epoch": state["best_epoch"],
-                "epochs": len(state["history"]),
+                "kept_epoch": kept_epoch,
+                "epochs": epochs,
                 "stopped_early": _out_of_patience(config, state),
                 "train_seconds": state["seconds"],
                 "total_seconds": time.perf_counter() - begun,
@@ -255,7 +260,7 @@ def train(
         )
         for film in (run.film_file, run.webp_file):
             films.write_film(run.frames(), film)
-        plots.draw_curves(state["history"], run.curves_file, best_epoch=state["best_epoch"])
+        plots.draw_curves(state["history"], run.curves_file, kept_epoch=kept_epoch)
         plots.draw_confusion(results["confusion"], names, run.confusion_file)
         report.write_report(run)
     return run
