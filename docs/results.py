@@ -20,7 +20,7 @@ HEAD = """\
 # Results
 
 Written by `python docs/results.py` from the records in `docs/results/`, which hold what the runs
-themselves wrote: nothing here is typed by hand. A `±` is the standard deviation over seeds; without
+themselves wrote: no number in a table is typed by hand. A `±` is the standard deviation over seeds; without
 one there was one seed, which says less than its digits. What failed, and how it was chosen, is in
 [experiments](experiments.md)."""
 
@@ -53,6 +53,7 @@ def render(records):
 
 def _table1(record):
     made = [one for cell in record["cells"] for one in cell["runs"]]
+    done = sum(bool(cell["runs"]) for cell in record["cells"])
     lines = ["| % error | " + " | ".join(reproduction.DISTORTIONS) + " |"]
     lines += ["|---" * (1 + len(reproduction.DISTORTIONS)) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in reproduction.rows(record)]
@@ -60,9 +61,9 @@ def _table1(record):
     times = [one["seconds"] for one in made]
     lines += [
         "",
-        f"{len(made)} of {len(record['cells'])} cells and seeds so far; in brackets the paper's. "
-        f"{min(sizes):,} to {max(sizes):,} parameters, {min(times)} to {max(times)} seconds of "
-        f"training. {_where(made)}",
+        f"{done} of {len(record['cells'])} cells so far, {len(made)} runs; in brackets the "
+        f"paper's. {min(sizes):,} to {max(sizes):,} parameters, {min(times)} to {max(times)} "
+        f"seconds of training. {_where(made)}",
     ]
     return lines
 

@@ -149,6 +149,20 @@ def test_toml_round_trip(values, tmp_path):
     assert Config.load(file) == before
 
 
+def test_a_resolved_configuration_does_not_follow_its_recipe(tmp_path):
+    """What a file of before an option leaves out is not what the recipe says since."""
+    file = tmp_path / "config.toml"
+    before = Config(recipe="table1-st-cnn", localization_size=None)
+    lines = before.to_toml().splitlines(keepends=True)
+    assert any(line.startswith("restore_best_weights = false") for line in lines)
+    kept = [line for line in lines if not line.startswith("restore_best_weights")]
+    file.write_text("".join(kept), encoding="utf-8")
+    found = Config.restore(file)
+    assert found == before.replace(restore_best_weights=True)
+    assert found.localization_size is None
+    assert found.to_command()[-1] == "--restore-best-weights"
+
+
 def test_toml_names_and_explains_every_key():
     lines = Config().to_toml().splitlines()
     assert len(lines) == len(Config.model_fields)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from stn import models
 from stn.tool import learning
 from stn.tool.config import Config, UserError
 
@@ -54,6 +55,18 @@ def test_the_transformer_is_held_at_the_identity_for_some_epochs():
     assert (moved[:4, 0] == 0).all()
     assert (moved[4:, 0] > 1e-4).all()
     assert (moved[:, 1] > 1e-4).all()
+
+
+def test_heads_may_begin_each_at_its_own_tile():
+    config = Config(model="template", heads=4, initialization="tiles", padding="zeros")
+    model = learning.build(config, (14, 14, 1), 4, output_size=7, steps=2)
+    seen = keras.Model(model.inputs, [images for images, _, _ in models.looks(model)])
+    halves = (slice(0, 7), slice(7, 14))
+    tiles = [IMAGES[:, rows, columns] / 255 for rows in halves for columns in halves]
+    for found, tile in zip(seen(IMAGES), tiles, strict=True):
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(found), tile, atol=1e-5)
+    with pytest.raises(UserError, match="initialization='tiles'"):
+        build(transform="rotation", heads=4, initialization="tiles")
 
 
 def test_held_at_the_identity_the_output_is_the_image():

@@ -89,8 +89,7 @@ def kept_epoch(run: runs.Run) -> int | None:
     ]
     if not rated:
         return None
-    # A run of long ago has no such value in its configuration.
-    return min(rated)[1] if getattr(run.config, "restore_best_weights", True) else rated[-1][1]
+    return min(rated)[1] if run.config.restore_best_weights else rated[-1][1]
 
 
 def write(key: str, value: Any) -> str:

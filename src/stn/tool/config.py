@@ -108,6 +108,10 @@ class Config(pydantic.BaseModel):
         "affine", description="Family of transformations; none: the control without transformer."
     )
     heads: int = Field(1, ge=1, description="Transformations side by side, each of its own.")
+    initialization: Literal["identity", "tiles"] = Field(
+        "identity",
+        description="Where the heads look at first: at the whole image, or each at its own tile.",
+    )
     output_size: int | None = Field(
         None, ge=1, description="Size of the straightened image; the undistorted size if unset."
     )
@@ -140,7 +144,7 @@ class Config(pydantic.BaseModel):
         0.0, ge=0, description="Pull back to the image of what is read outside."
     )
     localization_rate: float = Field(
-        1.0, ge=0, description="Learning rate of the transformer, as a factor on the other's."
+        1.0, ge=0, description="Learning rate of the transformer, as a factor on that of the rest."
     )
     gradient_clip: float | None = Field(
         None, gt=0, description="Longest gradient of an image's loss to its transformation."
@@ -165,8 +169,8 @@ class Config(pydantic.BaseModel):
     )
     restore_best_weights: bool = Field(
         True,
-        description="Keep the weights of the epoch with the smallest validation loss, not those of "
-        "the last: for few validation images chance chooses.",
+        description="Keep the weights of the epoch with the smallest validation loss; false: of "
+        "the last, where validation images are few and that choice is one of chance.",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random.")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
@@ -211,13 +215,19 @@ class Config(pydantic.BaseModel):
         Raises:
             UserError: If the file cannot be read, or holds something that is not valid.
         """
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UserError(
-                f"Expected a readable TOML file. Received: {os.fspath(path)!r} ({error})"
-            ) from None
-        return cls(**{**values, **overrides})
+        return cls(**{**_read_toml(path), **overrides})
+
+    @classmethod
+    def restore(cls, path: str | os.PathLike[str]) -> Config:
+        """Read what `to_toml` wrote, whatever its recipe says by now.
+
+        What the file leaves out was unset, or had no name yet; then it is as without a recipe.
+
+        Raises:
+            UserError: If the file cannot be read, or holds something that is not valid.
+        """
+        usual = {key: field.default for key, field in cls.model_fields.items()}
+        return cls(**{**usual, **_read_toml(path)})
 
     def to_toml(self) -> str:
         """All values as TOML, one a line with its description; unset ones are comments.
@@ -256,6 +266,15 @@ class Config(pydantic.BaseModel):
     def replace(self, **values: Any) -> Config:
         """A copy with other values, validated."""
         return type(self)(**{**self.model_dump(), **values})
+
+
+def _read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(
+            f"Expected a readable TOML file. Received: {os.fspath(path)!r} ({error})"
+        ) from None
 
 
 def _to_toml(value: Any) -> str:

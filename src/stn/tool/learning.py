@@ -60,6 +60,7 @@ def build(
             parameters=config.parameters,
             standardize=config.standardize,
             heads=config.heads,
+            initialization=config.initialization,
             bounds=config.bounds,
             iterations=config.iterations,
             localization_size=config.localization_size,

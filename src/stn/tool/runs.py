@@ -70,7 +70,7 @@ class Run:
     @property
     def config(self) -> Config:
         """The resolved configuration this run was started with."""
-        return Config.load(self.config_file)
+        return Config.restore(self.config_file)
 
     @property
     def history(self) -> list[dict[str, Any]]:

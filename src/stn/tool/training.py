@@ -358,9 +358,10 @@ def _diverged(epoch: int, step: int, config: Config, run: runs.Run) -> str:
         if epoch > 1
         else "No epoch was finished"
     )
+    clip = "" if config.transform == "none" else ", or --gradient-clip 1"
     return (
         f"The loss became NaN or infinite in epoch {epoch}, step {step}. {kept}. "
-        f"Train again with a smaller --learning-rate than {config.learning_rate:g}"
+        f"Train again with a smaller --learning-rate than {config.learning_rate:g}{clip}"
     )
 
 
