@@ -20,9 +20,9 @@ HEAD = """\
 # Results
 
 Written by `python docs/results.py` from the records in `docs/results/`, which hold what the runs
-themselves wrote: no number in a table is typed by hand. A `±` is the standard deviation over seeds; without
-one there was one seed, which says less than its digits. What failed, and how it was chosen, is in
-[experiments](experiments.md)."""
+themselves wrote: no number in a table is typed by hand. A `±` is the standard deviation over seeds;
+without one there was one seed, which says less than its digits. What failed, and how it was chosen,
+is in [experiments](experiments.md)."""
 
 
 def add(name, folders):

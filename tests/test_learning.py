@@ -60,7 +60,7 @@ def test_the_transformer_is_held_at_the_identity_for_some_epochs():
 def test_heads_may_begin_each_at_its_own_tile():
     config = Config(model="template", heads=4, initialization="tiles", padding="zeros")
     model = learning.build(config, (14, 14, 1), 4, output_size=7, steps=2)
-    seen = keras.Model(model.inputs, [images for images, _, _ in models.looks(model)])
+    seen = keras.Model(model.input, [images for images, _, _ in models.looks(model)])
     halves = (slice(0, 7), slice(7, 14))
     tiles = [IMAGES[:, rows, columns] / 255 for rows in halves for columns in halves]
     for found, tile in zip(seen(IMAGES), tiles, strict=True):
