@@ -199,7 +199,7 @@ def test_test_images_are_read_once_and_last(trained):
 def test_model_is_the_best_one_and_loads_without_our_training_code(trained):
     _, arrays = checkpoint(trained.run)
     for i, weight in enumerate(weights(trained.run)):
-        np.testing.assert_array_equal(weight, arrays[f"best/{i}"])
+        np.testing.assert_array_equal(weight, arrays[f"kept/{i}"])
 
 
 # --- what training is made of --------------------------------------------------------------------
