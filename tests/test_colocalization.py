@@ -283,6 +283,8 @@ def test_command_finds_and_prints(command, shapes, tmp_path):
         (("--batch-size", "1"), "two or more canvases"),
         (("--distort", "R"), "Expected distort 'T' or 'TC'"),
         (("--transform", "affine"), "Expected transform 'attention'"),
+        (("--heads", "3"), "Expected heads to be 1, as it has no part in task 'colocalization'"),
+        (("--augment", "0.5"), "Expected augment to be 0.0"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_written(

@@ -39,6 +39,13 @@ SHOWN = 16  # canvases in a picture
 # Streams of randomness: the number after the seed.
 _SCENES, _ENCODER, _STEPS = 10, 11, 12
 
+# What of a configuration makes a difference here; of `transform` there is only one.
+_USED = (
+    *("recipe", "task", "data", "data_dir", "mirror", "image_size", "color", "distort"),
+    *("object_class", "transform", "epochs", "batch_size", "learning_rate", "schedule"),
+    *("seed", "deterministic", "tensorboard", "backend"),
+)
+
 
 def train(
     config: Config,
@@ -51,7 +58,8 @@ def train(
     """Let a transformer find what `batch_size` canvases have in common, and see how well it does.
 
     Of the configuration it uses the data, `distort` (T or TC), `object_class`, `batch_size`,
-    `epochs`, `learning_rate`, `schedule`, `seed`, and what concerns machine and run folder.
+    `epochs`, `learning_rate`, `schedule`, `seed`, and what concerns machine and run folder; others
+    must be as they usually are.
 
     Args:
         config: What to do.
@@ -203,6 +211,13 @@ def _check(config: Config) -> Config:
             "Expected transform 'attention', a window, to find an object. "
             f"Received: transform={config.transform!r}; use --recipe colocalization"
         )
+    usual = Config(augment=data.default_augmentation(config.distort)).model_dump()
+    for key, value in config.replace(augment=config.augment or 0.0).model_dump().items():
+        if key not in _USED and value != usual[key]:
+            raise UserError(
+                f"Expected {key} to be {usual[key]!r}, as it has no part in task 'colocalization'. "
+                f"Received: {key}={value!r}"
+            )
     if config.batch_size < 2:
         raise UserError(
             "Expected a batch_size of two or more canvases, to find what they have in common. "
