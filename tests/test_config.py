@@ -154,13 +154,13 @@ def test_a_resolved_configuration_does_not_follow_its_recipe(tmp_path):
     file = tmp_path / "config.toml"
     before = Config(recipe="table1-st-cnn", localization_size=None)
     lines = before.to_toml().splitlines(keepends=True)
-    assert any(line.startswith("restore_best_weights = false") for line in lines)
-    kept = [line for line in lines if not line.startswith("restore_best_weights")]
+    assert any(line.startswith('keep = "last"') for line in lines)
+    kept = [line for line in lines if not line.startswith("keep =")]
     file.write_text("".join(kept), encoding="utf-8")
     found = Config.restore(file)
-    assert found == before.replace(restore_best_weights=True)
+    assert found == before.replace(keep="best")
     assert found.localization_size is None
-    assert found.to_command()[-1] == "--restore-best-weights"
+    assert found.to_command()[-2:] == ["--keep", "best"]
 
 
 def test_toml_names_and_explains_every_key():

@@ -495,9 +495,7 @@ def test_the_last_weights_are_kept_if_not_the_best(
 
     original = training.score
     monkeypatch.setattr(training, "score", score)
-    config = shapes_config.replace(
-        model="template", epochs=3, patience=patience, restore_best_weights=False
-    )
+    config = shapes_config.replace(model="template", epochs=3, patience=patience, keep="last")
     run = stn.train(config, tmp_path / "run")
     metrics = run.metrics
     assert (metrics["best_epoch"], metrics["kept_epoch"]) == (1, epochs)

@@ -89,7 +89,7 @@ def kept_epoch(run: runs.Run) -> int | None:
     ]
     if not rated:
         return None
-    return min(rated)[1] if run.config.restore_best_weights else rated[-1][1]
+    return min(rated)[1] if run.config.keep == "best" else rated[-1][1]
 
 
 def write(key: str, value: Any) -> str:

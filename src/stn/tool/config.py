@@ -167,10 +167,10 @@ class Config(pydantic.BaseModel):
     patience: int = Field(
         5, ge=0, description="Stop after this many epochs without a better validation loss; 0: no."
     )
-    restore_best_weights: bool = Field(
-        True,
-        description="Keep the weights of the epoch with the smallest validation loss; false: of "
-        "the last, where validation images are few and that choice is one of chance.",
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="Weights that are kept: those of the epoch with the smallest validation loss, "
+        "or of the last, for where validation images are few and that choice is one of chance.",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of everything random.")
     precision: Literal["float32", "bfloat16", "auto"] = Field(

@@ -195,7 +195,7 @@ def train(
         better = record["val_loss"] < state["best_loss"]
         if better:
             state |= {"best_loss": record["val_loss"], "best_epoch": epoch}
-        if better or not config.restore_best_weights:
+        if better or config.keep == "last":
             kept = model.get_weights()
             checkpoints.save_model(run, model)
         state["seconds"] += time.perf_counter() - started
@@ -229,7 +229,7 @@ def train(
             plots.draw_theta(seen["quantities"], run.theta_file)
             turned = sweeps.turns_left_over(probe, config, test.images)
         epochs = len(state["history"])
-        kept_epoch = state["best_epoch"] if config.restore_best_weights else epochs
+        kept_epoch = state["best_epoch"] if config.keep == "best" else epochs
         record = state["history"][kept_epoch - 1]
         runs.write_json(
             run.metrics_file,
