@@ -45,6 +45,17 @@ def test_help_names_every_verb_and_every_key(command):
         assert text in out
 
 
+def test_help_fits_a_terminal_of_80_columns(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = command("train", "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) == 80
+    assert "…" not in out  # the name of an option would be cut off
+    panels = ("Options", "Data", "Model and transformer", "Training", "Switches")
+    places = [out.index(f"╭─ {name} ─") for name in panels]
+    assert places == sorted(places)
+
+
 def test_recipes(command):
     code, out, err = command("recipes")
     assert (code, err) == (0, "")

@@ -98,17 +98,25 @@ def _options(
     pass
 
 
+# The first option of each panel of the help.
+_PANELS = {"data": "Data", "model": "Model and transformer", "epochs": "Training"}
+
+
 def _config_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option for every field of the configuration."""
     own = list(signature(function, eval_str=True).parameters.values())
     own = [p for p in own if p.kind is not p.VAR_KEYWORD]
-    fields = []
+    fields, switches = [], []
+    panel = "Options"
     for name, field in config.Config.model_fields.items():
         kind, choices = _option_type(field.annotation)
         default = "" if field.default is None else f" [dim]\\[default: {field.default}][/dim]"
         text = (field.description or "") + (f" One of: {', '.join(choices)}." if choices else "")
-        option = typer.Option(help=text + default, show_default=False)
-        fields.append(
+        panel = _PANELS.get(name, panel)
+        # Switches apart: their second names would leave the others no room on 80 columns.
+        beside, where = (switches, "Switches") if kind is bool else (fields, panel)
+        option = typer.Option(help=text + default, show_default=False, rich_help_panel=where)
+        beside.append(
             Parameter(
                 name,
                 Parameter.KEYWORD_ONLY,
@@ -116,6 +124,7 @@ def _config_options(function: Callable[..., None]) -> Callable[..., None]:
                 annotation=Annotated[kind | None, option],
             )
         )
+    fields += switches
     function.__signature__ = Signature([*own, *fields])  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in [*own, *fields]}
     return function
@@ -253,8 +262,8 @@ def reproduce(
 ) -> None:
     """Train a table of a paper anew, cell by cell, and print it beside the paper's.
 
-    What is in the folder already is kept; interrupt it, and the same command goes on. Commands with
-    other cells can share the folder, side by side.
+    What is in the folder already is kept, and what was interrupted goes on.
+    Other cells can be trained at the same time, in the same folder.
     """
     from stn.tool import printing, reproduction
 
@@ -385,8 +394,9 @@ def predict(
 ) -> None:
     """Classify images, grey or color, dark on light or light on dark, of any size.
 
-    Reads PNG, JPEG, WebP, TIFF, BMP, GIF and PPM; every frame or page is an image, FILE#0, FILE#1
-    and so on. What cannot be used is reported and left out, and the exit code is 1 then.
+    Reads PNG, JPEG, WebP, TIFF, BMP, GIF and PPM; every frame or page is an
+    image, FILE#0, FILE#1 and so on. What cannot be used is reported and left
+    out, and the exit code is 1 then.
     """
     from stn.tool import evaluation, printing
 
@@ -519,7 +529,8 @@ def bench(
 ) -> None:
     """Measure speed and memory here, beside other libraries that are installed.
 
-    All run in one process and take turns; what is compared has been checked to agree.
+    All run in one process and take turns; what is compared has been checked
+    to agree.
     """
     from rich.console import Console
 
