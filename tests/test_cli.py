@@ -65,6 +65,21 @@ def test_recipes(command):
     assert json.loads(out)["default"]
 
 
+def test_a_recipe_is_printed_as_a_file_that_config_takes(command, tmp_path):
+    for name in ("emnist-byclass", "default"):
+        code, out, err = command("recipes", name)
+        assert (code, err) == (0, "")
+        file = tmp_path / "mine.toml"
+        file.write_text(out, encoding="utf-8")
+        expected = stn.Config(recipe=name).replace(recipe="default")
+        assert stn.Config.load(file) == expected
+    code, out, err = command("recipes", "tutorial", "--json")
+    assert json.loads(out)["batch_size"] == 1024
+    code, out, err = command("recipes", "nonsense")
+    assert (code, out) == (2, "")
+    assert "Expected recipe to be one of" in err
+
+
 def test_data_list(command):
     code, out, err = command("data", "list")
     assert (code, err) == (0, "")

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -553,8 +554,17 @@ def bench(
 
 
 @app.command()
-def recipes(json_: Json = False) -> None:
-    """List the recipes."""
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them, to print it: what it sets and comes to.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """List the recipes, or print one as a TOML file that --config takes."""
+    if name is not None:
+        text = config.recipe_text(name)
+        typer.echo(json.dumps(tomllib.loads(text)) if json_ else text, nl=json_)
+        return
     found = config.recipes()
     if json_:
         typer.echo(json.dumps(found))

@@ -311,12 +311,24 @@ def read_recipe(name: Any) -> dict[str, Any]:
     Raises:
         UserError: If there is no such recipe.
     """
-    if name == "default":
-        return {}
+    return {} if name == "default" else {"recipe": name, **tomllib.loads(recipe_text(name))}
+
+
+def recipe_text(name: Any) -> str:
+    """A recipe as TOML, as it was written; of the default, all values.
+
+    Raises:
+        UserError: If there is no such recipe.
+
+    Example:
+        >>> 'model = "reference"' in recipe_text("tutorial")
+        True
+    """
     if not isinstance(name, str) or name not in recipes():
         raise UserError(f"Expected recipe to be one of {tuple(recipes())}. Received: {name!r}")
-    text = (_recipe_folder() / f"{name}.toml").read_text(encoding="utf-8")
-    return {"recipe": name, **tomllib.loads(text)}
+    if name == "default":
+        return Config().to_toml()
+    return (_recipe_folder() / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def _recipe_folder() -> Any:
