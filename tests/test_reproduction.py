@@ -173,6 +173,26 @@ def test_mistakes_are_told_before_anything_is_trained(words, message, tmp_path, 
 
 # --- the page of results -------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("spread", [None, 0.05])
+def test_the_printed_table_fits_80_columns(spread):
+    from rich.console import Console
+
+    from stn.tool import printing
+
+    cells = [
+        {"row": c.row, "distort": c.distort, "paper": c.paper, "error": 12.34, "spread": spread}
+        for c in reproduction.TABLE1
+    ]
+    console = Console(width=80, record=True, file=io.StringIO())
+    printing.print_paper({"title": reproduction.TITLE, "cells": cells}, console)
+    text = console.export_text()
+    for cell in reproduction.TABLE1:
+        assert f" {cell.row} " in text
+        assert f"({cell.paper:.1f})" in text
+    assert text.count("12.34±0.05" if spread else "12.34 (") == len(cells)
+
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import typer
+from rich import box
 from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
@@ -164,10 +165,15 @@ def print_paper(results: dict[str, Any], console: Console) -> None:
     """Show a table of `stn.tool.reproduction` beside the paper's."""
     from stn.tool import reproduction
 
-    columns = ("", *reproduction.DISTORTIONS)
-    table = Table(*columns, title=f"{results['title']} (in brackets)", title_justify="left")
-    for row in reproduction.rows(results):
-        table.add_row(*row)
+    rows = reproduction.rows(results)
+    # So narrow that on 80 columns no name of a row is cut off.
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    table.title, table.title_justify = f"{results['title']} (in brackets)", "left"
+    table.add_column(min_width=max(len(row[0]) for row in rows))
+    for column in reproduction.DISTORTIONS:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(c.replace(" ± ", "±").replace(" (", "\n(") if "±" in c else c for c in row))
     console.print(table)
 
 
