@@ -505,8 +505,8 @@ def test_the_last_weights_are_kept_if_not_the_best(
         for i, weight in enumerate(weights(run)):
             np.testing.assert_array_equal(weight, arrays[f"kept/{i}"])
             np.testing.assert_array_equal(weight, arrays[f"variable/{i}"])
-    run.metrics_file.unlink()  # as while it trains
-    assert comparison.kept_epoch(run) == epochs
+    assert comparison.kept_epoch(config, run.history, metrics) == epochs
+    assert comparison.kept_epoch(config, run.history, {}) == epochs  # as while it trains
 
 
 # --- errors --------------------------------------------------------------------------------------

@@ -212,8 +212,8 @@ def _check(config: Config) -> Config:
             f"Received: transform={config.transform!r}; use --recipe colocalization"
         )
     usual = Config(augment=data.default_augmentation(config.distort)).model_dump()
-    for key, value in config.replace(augment=config.augment or 0.0).model_dump().items():
-        if key not in _USED and value != usual[key]:
+    for key, value in config.model_dump().items():
+        if key not in _USED and value not in (None, usual[key]):
             raise UserError(
                 f"Expected {key} to be {usual[key]!r}, as it has no part in task 'colocalization'. "
                 f"Received: {key}={value!r}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stn.tool import pages, plots, runs
-from stn.tool.config import UserError
+from stn.tool.config import Config, UserError
 
 PICTURES = 12  # test images on the page, seen by every run
 WALL_BYTES = 2_500_000  # of all their pictures on the page
@@ -48,7 +48,7 @@ def summarize(run: runs.Run) -> dict[str, Any]:
         r["images_per_second"] for r in history if plots.is_number(r.get("images_per_second"))
     ]
     spent = [r["seconds"] for r in history if plots.is_number(r.get("seconds"))]
-    kept = kept_epoch(run)
+    kept = kept_epoch(run.config, history, metrics)
     so_far = next((r for i, r in enumerate(history, 1) if r.get("epoch", i) == kept), {})
     before, after = (
         (metrics.get("congealing") or {}).get(key) or {} for key in ("inputs", "outputs")
@@ -75,13 +75,13 @@ def summarize(run: runs.Run) -> dict[str, Any]:
     } | {key: value if plots.is_number(value) else None for key, value in found.items()}
 
 
-def kept_epoch(run: runs.Run) -> int | None:
-    """The epoch whose weights a run kept, or would keep if it ended now."""
-    metrics = run.metrics if run.metrics_file.exists() else {}
+def kept_epoch(
+    config: Config, history: list[dict[str, Any]], metrics: dict[str, Any]
+) -> int | None:
+    """The epoch whose weights a run kept, or would keep if it ended now: without metrics."""
     for key in ("kept_epoch", "best_epoch"):
         if metrics.get(key):
             return metrics[key]
-    history = run.history
     rated = [
         (record["val_loss"], record.get("epoch", index + 1))
         for index, record in enumerate(history)
@@ -89,7 +89,7 @@ def kept_epoch(run: runs.Run) -> int | None:
     ]
     if not rated:
         return None
-    return min(rated)[1] if run.config.keep == "best" else rated[-1][1]
+    return min(rated)[1] if config.keep == "best" else rated[-1][1]
 
 
 def write(key: str, value: Any) -> str:

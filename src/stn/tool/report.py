@@ -78,7 +78,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
     test = metrics.get("test") or {}
     names = [str(name) for name in test.get("class_names") or []]
     confusion = test.get("confusion") if names else None
-    kept_epoch = comparison.kept_epoch(run)
+    kept_epoch = comparison.kept_epoch(run.config, history, metrics)
     summary = run.summary_file
     film, film_note = _film_picture(run)
     sweeps = [_read_sweep(run, file) for file in sorted(run.path.glob("sweep-*.json"))]
