@@ -1,8 +1,13 @@
 """Alarms are raised by what is wrong with sampling grids, and by nothing else."""
 
+import json
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+import stn
 from stn import grids
 from stn.tool import alarms
 from stn.tool.config import Config
@@ -69,6 +74,18 @@ def test_measures():
     assert half["theta_spread"] == 0
 
 
+def test_the_rank_of_what_it_does():
+    rng = np.random.default_rng(0)
+    free = np.zeros((40, 2, 3)) + IDENTITY
+    assert alarms.measure(points(free))["theta_rank"] == 0
+    for rank, place in enumerate([(0, 2), (1, 2), (0, 0), (1, 1), (0, 1), (1, 0)], 1):
+        free[:, place[0], place[1]] += rng.normal(0, 0.1, 40)
+        assert alarms.measure(points(free))["theta_rank"] == rank
+    one = alarms.measure(points(free[:1] + np.linspace(-0.2, 0.2, 9)[:, None, None] * IDENTITY))
+    assert one["theta_rank"] == 1
+    assert alarms.measure(points(free) * 1e-4)["theta_rank"] == 0
+
+
 def test_accuracy_not_above_chance():
     assert names(HEALTHY, val_accuracy=0.09) == ["chance"]
     assert names(HEALTHY, val_accuracy=0.09, epoch=1) == []
@@ -117,6 +134,11 @@ def test_what_alarms_watch_is_drawn_where_it_was_measured():
     history = [{"epoch": e + 1, **alarms.measure(HEALTHY)} for e in range(3)]
     assert plots.watch_bytes(history).startswith(b"\x89PNG")
     assert plots.watch_bytes([{"epoch": 1, "loss": 2.0}]) is None
+    drawn = [
+        plots.watch_bytes([{"epoch": 1, "localization_gradient": size} for size in sizes])
+        for sizes in ((0.1, 0.1), (0.1, 0.0))
+    ]
+    assert drawn[0] != drawn[1]  # a gradient that is gone is seen
     for wrong in ({"theta_moved": 1e-6}, {"sampled_area": 1e5}, {"localization_gradient": 1e-30}):
         extreme = [{"epoch": 1, **wrong}, {"epoch": 2, **dict.fromkeys(wrong, 0.0)}]
         assert plots.watch_bytes(extreme).startswith(b"\x89PNG")
@@ -124,8 +146,51 @@ def test_what_alarms_watch_is_drawn_where_it_was_measured():
 
 def test_what_to_try_is_not_what_was_done():
     record = {"epoch": 5} | alarms.measure(turned(-40, 40, shift=1.2))
-    assert "--padding border" in alarms.raised(record, CONFIG)["outside"]
-    assert "--padding" not in alarms.raised(record, CONFIG.replace(padding="border"))["outside"]
+    assert "--padding inward" in alarms.raised(record, CONFIG)["outside"]
+    assert "--padding" not in alarms.raised(record, CONFIG.replace(padding="inward"))["outside"]
+    assert "--frame-penalty 1," in alarms.raised(record, CONFIG)["outside"]
+    assert "--frame-penalty 10," in alarms.raised(record, CONFIG.replace(frame_penalty=2))["outside"]
+
+
+@pytest.mark.parametrize("transform", ["affine", "projective", "tps", "flow", "diffeomorphic"])
+def test_the_bounds_to_try_are_some_that_the_family_has(transform):
+    record = {"epoch": 5} | alarms.measure(turned(-40, 40, zoom=0.05))
+    text = alarms.raised(record, CONFIG.replace(transform=transform))["collapsed"]
+    key, value = re.search("--bounds '(.*?)'", text)[1].split(" = ")
+    stn.get_transform(transform).check_bounds({key: json.loads(value)})
+
+
+@pytest.mark.parametrize("config", [{"hold_epochs": 4, "epochs": 9}, {"localization_rate": 0}])
+def test_what_is_held_raises_no_alarm(config):
+    identity = points(np.tile(IDENTITY, (8, 1, 1)))
+    dead = {"localization_gradient": 0.0, "config": CONFIG.replace(**config)}
+    assert names(identity, epoch=6, **dead) == []
+    assert ("no gradient" in names(identity, epoch=7, **dead)) == ("hold_epochs" in config)
+
+
+def test_the_worst_head_is_watched(monkeypatch):
+    from stn.tool import examples
+
+    heads = {
+        "identity": turned(0, 0, 0, 0),
+        "point": turned(-40, -20, 20, 40, zoom=0.0),
+        "healthy": turned(-40, -20, 20, 40),
+    }
+
+    def measured(*names):
+        lookout = object.__new__(alarms.Lookout)
+        parts = [(None, [(None, None, heads[name]) for name in names])]
+        lookout._luck, lookout._images = 0.1, None
+        lookout._probe = SimpleNamespace(parts=lambda images: parts)
+        lookout._layer = SimpleNamespace(bounds=None)
+        monkeypatch.setattr(lookout, "_gradients", dict)
+        return {"epoch": 5} | lookout.measure()
+
+    config = CONFIG.replace(heads=2)
+    assert "collapsed" in alarms.raised(measured("healthy", "point"), config)
+    assert "collapsed" in alarms.raised(measured("identity", "point"), config)
+    assert list(alarms.raised(measured("healthy", "identity"), config)) == ["all alike"]
+    assert list(alarms.raised(measured("healthy", "healthy"), config)) == []
 
 
 def test_an_alarm_is_said_once_and_kept():

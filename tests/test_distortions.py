@@ -379,3 +379,21 @@ def test_clutter_comes_from_the_other_images():
     result = distort_all(images, DISTORTIONS["TC"], 0)
     assert (result[1:].sum(axis=(1, 2, 3)) > 0).any()
     assert set(np.unique(result[1:])) <= {0, 255}
+
+
+@pytest.mark.parametrize("name", ["R", "RTS", "P", "E", "T", "TC"])
+def test_paper_goes_on_beyond_the_image(name):
+    """Dark on light is drawn as light on dark is, turned over: no frame around the image."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((8, 12, 12, 1), "uint8")
+    images[:, 3:9, 3:9] = rng.integers(0, 256, (8, 6, 6, 1))
+    dark = distort_all(images, DISTORTIONS[name].on([0.0]), 3)
+    light = distort_all(255 - images, DISTORTIONS[name].on([255.0]), 3)
+    np.testing.assert_allclose(light.astype(int), 255 - dark.astype(int), atol=1)
+    assert DISTORTIONS[name].on([0.0]) == DISTORTIONS[name].on(None) == DISTORTIONS[name]
+
+
+def test_every_channel_has_its_own_paper():
+    images = np.full((2, 8, 8, 3), (250, 240, 10), "uint8")
+    result = distort_all(images, DISTORTIONS["RTS"].on([250.0, 240.0, 10.0]), 0)
+    np.testing.assert_array_equal(result, np.full((2, 12, 12, 3), (250, 240, 10)))

@@ -90,12 +90,14 @@ def test_probabilities_of_any_number_of_images(count, batch_size):
 def untrained(tmp_path, monkeypatch):
     """A run of 14x14 images on 21x21, without a model of its own."""
 
-    def make(*, canvas=21, channels=1, size=14, background="dark", **config):
+    def make(
+        *, canvas=21, channels=1, size=14, background="dark", background_color=None, **config
+    ):
         run = runs.Run(tmp_path / "run")
         runs.write_text(run.config_file, Config(**config).to_toml())
         runs.write_json(run.environment_file, {"format": runs.FORMAT})
         about = {"class_names": ["dark", "light"], "image_shape": [size, size, channels]}
-        about["background"] = background
+        about |= {"background": background, "background_color": background_color}
         runs.write_json(run.dataset_file, about | {"input_shape": [canvas, canvas, channels]})
         model = Brightness()
         monkeypatch.setattr(evaluation, "load_model", lambda run, backend: model)
@@ -260,6 +262,27 @@ def test_the_color_of_the_background():
     images[:, 2:6, 2:6] = 0
     color, kind = evaluation.background_of(images)
     assert color.tolist() == [250, 240, 10] and kind == "light"
+
+
+@pytest.mark.parametrize(
+    "colors",
+    [
+        [(level, level, level) for level in range(0, 120, 6)],  # all dark, none the same
+        [(250, 0, 0), (0, 250, 0), (0, 0, 250)],
+    ],
+)
+def test_different_backgrounds_are_none(colors):
+    images = np.stack([np.full((8, 8, 3), color, "uint8") for color in colors])
+    assert evaluation.background_of(images) == (None, "mixed")
+
+
+def test_a_photograph_on_the_canvas_of_training(shown, digit):
+    paper = np.where(digit > 0, 0, 200).astype("uint8")
+    mine = {"data": "folder:mine", "canvas": 21}
+    seen = shown(paper, background="light", background_color=[200.0], **mine)
+    assert (seen[0, :3] == 200).all() and (seen[0, -3:] == 200).all()
+    # As photographs are trained on: with black beyond them.
+    assert not shown(paper, background="mixed", **mine)[0, :3].any()
 
 
 # --- many images ---------------------------------------------------------------------------------

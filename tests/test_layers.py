@@ -656,6 +656,28 @@ def test_saturation_is_what_the_bounds_take_away():
     np.testing.assert_allclose(numpy(free.saturation(images)), 0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("offsets", "bounds", "saturated"),
+    [
+        ([0.9, 0, 0.5, 0, 0.9, 0.5], {"shift": 0.05}, True),  # whatever is asked of the others
+        ([0.9, 0, 0.5, 0, 0.9, 0.5], {"shift": 0.05, "angle": 1.0}, True),
+        ([0.9, 0, 0.01, 0, 0.9, 0.01], {"shift": 0.5}, False),
+        ([0, 0, 0.9, 0, 0, 0.9], {"scale": [0.5, 2], "angle": 0.1, "shear": 0.1}, False),
+        ([0, -3.0, 0, 3.0, 0, 0], {"angle": 0.2}, True),
+        ([0, -6.3, 0, 6.3, 0, 0], {"angle": 0.2}, True),  # all around, and a little further
+        ([3.0, 0, 0, 0, 3.0, 0], {"scale": 1.2, "shift": 0.5}, True),
+    ],
+)
+def test_one_bound_is_enough_to_be_saturated(offsets, bounds, saturated):
+    images = np.zeros((2, 8, 8, 1), "float32")
+    layer = transformer("affine", "cnn", bounds=bounds)
+    layer(images)
+    layer.head.bias.assign(offsets)
+    found = numpy(layer.saturation(images))
+    assert found.shape == (2, 1) and ((found > 0.5) == saturated).all()
+    assert (found <= 1).all() and (saturated or (found < 0.1).all())
+
+
 def test_integer_images_are_cast():
     layer = transformer()
     images = (255 * IMAGES).astype("uint8")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stn import models
-from stn.tool import learning
+from stn.tool import alarms, learning
 from stn.tool.config import Config, UserError
 
 RNG = np.random.default_rng(0)
@@ -99,6 +99,18 @@ def test_the_size_of_the_gradient_is_what_adam_saw():
     found = learning.gradient_size(model.optimizer, [bias])
     assert found is not None and 0 < found < np.abs(probabilities).max()
     assert learning.gradient_size(model.optimizer, []) is None
+
+
+def test_a_gradient_that_ends_is_soon_forgotten():
+    """Adam's memory of squares would still show it after twenty thousand steps."""
+    model = build(transform="none")
+    bias = model.trainable_variables[-1]
+    model.train_on_batch(IMAGES, LABELS)
+    before = learning.gradient_size(model.optimizer, [bias])
+    for _ in range(150):
+        model.optimizer.apply([0.0 * v for v in model.trainable_variables])
+    after = learning.gradient_size(model.optimizer, [bias])
+    assert before > 1e-3 and after < alarms.VANISHED
 
 
 # --- the background ------------------------------------------------------------------------------

@@ -53,6 +53,9 @@ def test_the_strength_of_each_disturbance():
     assert abs(noisy.std() - 25.5) < 1.5
     hidden, _ = disturb("occlusion", 0.5, images=flat)
     assert ((hidden == 0).sum(axis=(1, 2, 3)) == 36).all()
+    rng = np.random.default_rng(0)
+    hidden, _ = sweeps.disturb(flat, "occlusion", 0.5, (16, 16), rng, [255.0])
+    assert set(np.unique(hidden)) == {128, 255}
 
 
 @pytest.fixture(scope="module")

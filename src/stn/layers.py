@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -255,17 +256,31 @@ class SpatialTransformer(layers.Layer):
             images: A batch, as the layer takes it.
 
         Returns:
-            `(batch, heads)` float32 from 0, nothing, to 1: one minus the length of the change from
-            the identity, over what it would be without bounds. At 0.5 the gradient is down to a
-            seventh. At the first look, with `iterations`.
+            `(batch, heads)` float32 from 0, nothing, to 1: one minus the change of the parameters
+            that a bound allows, over what it would be without that bound; of several bounds, the
+            one that takes away most. At 0.5 the gradient is down to a seventh. At the first look,
+            with `iterations`.
         """
         images = ops.cast(images, self.compute_dtype)
         size = samplers.image_size(images, self.data_format)
         offsets = self._offsets(self._view(images, size), False)
-        free, found = (ops.stack(x, axis=1) for x in (offsets, self._bound(offsets, size)))
-        change = found - ops.convert_to_tensor(self.transform.identity, found.dtype)
-        asked, given = (ops.sqrt(ops.sum(ops.square(x), axis=-1)) for x in (free, change))
-        return ops.relu(1 - (given + 1e-12) / (asked + 1e-12))
+        shares = [0.0 * ops.stack([free[:, 0] for free in offsets], axis=1)]
+        for key, bound in (self.bounds or {}).items():
+            center = float(key == "scale")
+            none, own, far = (
+                ops.stack(self._bound(offsets, size, {key: limits}), axis=1)
+                for limits in (
+                    (center - 1e-6, center + 1e-6),
+                    bound,
+                    (center * 1e-6 or -1e6, 1e6),
+                )
+            )
+            given, asked = (
+                ops.sqrt(ops.sum(ops.square(change - none), axis=-1)) for change in (own, far)
+            )
+            # A turn may be asked for that goes all around and ends up less far.
+            shares.append(ops.minimum(ops.abs(1 - (given + 1e-6) / (asked + 1e-6)), 1.0))
+        return functools.reduce(ops.maximum, shares)
 
     def _view(self, images: Any, size: tuple[int, ...]) -> Any:
         """What the localization network sees of the input."""
@@ -290,12 +305,12 @@ class SpatialTransformer(layers.Layer):
 
     def _predict(self, view: Any, size: tuple[int, ...], training: bool | None) -> list[Any]:
         """The parameters of each head for what the localization network sees."""
-        return self._bound(self._offsets(view, training), size)
+        return self._bound(self._offsets(view, training), size, self.bounds)
 
-    def _bound(self, offsets: list[Any], size: tuple[int, ...]) -> list[Any]:
+    def _bound(self, offsets: list[Any], size: tuple[int, ...], bounds: Any) -> list[Any]:
         """The parameters within bounds for what the head says."""
         return [
-            self.transform.bound(free, self.bounds, size=size, align_corners=self.align_corners)
+            self.transform.bound(free, bounds, size=size, align_corners=self.align_corners)
             for free in offsets
         ]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from stn import grids
+from stn import get_transform, grids
 from stn.tool.config import Config
 
 IMAGES = 256  # of the validation images, looked at after every epoch
@@ -21,6 +22,20 @@ VANISHED = 1e-7  # what Adam adds to a gradient before it divides by it; below, 
 WAIT = 3  # epochs: the first may be one of warm-up, and layers start at the identity
 
 
+def _far_from_one(values: Iterable[float]) -> float:
+    return max(values, key=lambda value: abs(math.log(max(value, 1e-12))))
+
+
+_WORST: dict[str, Callable[..., float]] = {
+    "finite": min,
+    "out_of_frame": max,
+    "sampled_area": _far_from_one,
+    "theta_spread": min,
+    "theta_moved": max,  # a head may stay where it is while another one moves
+    "theta_rank": min,
+}
+
+
 def measure(grid: Any) -> dict[str, float]:
     """Where a transformer looks in a batch of images, in a few numbers.
 
@@ -31,13 +46,15 @@ def measure(grid: Any) -> dict[str, float]:
         `out_of_frame`, the share of points outside the image; `sampled_area`, the median area of
         the region that is read, the image being 1; `theta_spread`, how far the points of an image
         are from those of the average image, and `theta_moved`, how far from the identity, both
-        the root mean square as a fraction of the side; `finite`, the share of images whose points
+        the root mean square as a fraction of the side; `theta_rank`, in how many independent ways
+        the points differ between images, by at least `ALIKE` each: 0 if all images are treated
+        alike, 2 if they are moved and nothing else; `finite`, the share of images whose points
         all are numbers. The others are of those images; if there are none, they are left out.
 
     Example:
         >>> found = measure(0.5 * grids.regular((8, 8))[None])
-        >>> found["sampled_area"], found["out_of_frame"], found["theta_spread"]
-        (0.25, 0.0, 0.0)
+        >>> found["sampled_area"], found["out_of_frame"], found["theta_rank"]
+        (0.25, 0.0, 0)
     """
     grid = np.asarray(grid, "float64")
     finite = np.isfinite(grid).all(axis=(1, 2, 3))
@@ -62,6 +79,12 @@ def measure(grid: Any) -> dict[str, float]:
     ):
         distance = np.square((grid - center) / 2).sum(axis=-1)
         found[key] = float(np.sqrt(distance.mean()))
+    # The spread, split into what does not depend on each other; some of the points say enough.
+    some = grid[:, :: math.ceil(height / 16), :: math.ceil(width / 16)]
+    some = some.reshape(len(grid), -1, 2)
+    differences = ((some - some.mean(axis=0)) / 2).reshape(len(grid), -1)
+    ways = np.linalg.svd(differences, compute_uv=False) / np.sqrt(len(grid) * some.shape[1])
+    found["theta_rank"] = int((ways >= ALIKE).sum())
     return found
 
 
@@ -101,14 +124,14 @@ class Lookout:
             `saturated`, the share of the images whose parameters are at their bounds, if there are
             bounds; and `localization_gradient` and `classifier_gradient`, the root mean square of
             the gradient over the last steps, to the weights of the localization network and to
-            those behind the transformer. Of several heads it is the mean of theirs.
+            those behind the transformer. Of several heads it is what the worst of them does.
         """
         found = {"luck": self._luck}
         if self._layer is not None:
             heads = zip(*(part for _, part in self._probe.parts(self._images)), strict=True)
             measured = [measure(np.concatenate([grid for _, _, grid in head])) for head in heads]
-            for key in measured[0]:
-                found[key] = float(np.mean([head[key] for head in measured if key in head]))
+            for key in {key: None for head in measured for key in head}:
+                found[key] = _WORST[key](head[key] for head in measured if key in head)
             if self._layer.bounds:
                 import keras
 
@@ -151,7 +174,10 @@ def raised(record: Mapping[str, Any], config: Config) -> dict[str, str]:
     """
     slower = f"a --learning-rate smaller than {config.learning_rate:g}"
     found: dict[str, str] = {}
-    waited = record.get("epoch", 0) >= WAIT
+    # What is held, or given no rate at all, cannot move.
+    waited = record.get("epoch", 0) >= WAIT + config.hold_epochs
+    free = waited and config.localization_rate > 0
+    pull = f"--frame-penalty {5 * config.frame_penalty or 1:g}"
     finite, outside = record.get("finite", 1.0), record.get("out_of_frame", 0.0)
     area, moved = record.get("sampled_area", 1.0), record.get("theta_moved")
     if finite < 1:
@@ -160,21 +186,23 @@ def raised(record: Mapping[str, Any], config: Config) -> dict[str, str]:
             f"--gradient-clip 1, or {slower}"
         )
     if outside > OUT_OF_FRAME:
-        border = "" if config.padding == "border" else "--padding border, "
+        inward = "" if config.padding == "inward" else "--padding inward, "
         found["outside"] = (
             f"{outside:.0%} of the sampling points lie outside the image, where there is nothing "
-            f"to see: try --frame-penalty 1, {border}or {slower}"
+            f"to see: try {pull}, {inward}or {slower}"
         )
     if area < COLLAPSED:
+        limits = get_transform(config.transform).limits if config.transform != "none" else ()
+        bounds = "scale = [0.3, 1.5]" if "scale" in limits else "displacement = 0.2"
         found["collapsed"] = (
             f"The layer looks at only {area:.2%} of the image, almost a point: try "
-            f"--bounds 'scale = [0.3, 1.5]', {slower}, or a family that cannot zoom, such as "
+            f"--bounds '{bounds}', {slower}, or a family that cannot zoom, such as "
             "--transform rigid"
         )
     if area > ZOOMED_OUT:
         found["zoomed out"] = (
             f"The layer looks at {area:.1f} times the area of the image, so that the content "
-            f"becomes small: try --frame-penalty 1, {slower}, or a family that cannot zoom, such "
+            f"becomes small: try {pull}, {slower}, or a family that cannot zoom, such "
             "as --transform rigid"
         )
     if record.get("saturated", 0.0) > SATURATED:
@@ -182,7 +210,7 @@ def raised(record: Mapping[str, Any], config: Config) -> dict[str, str]:
             f"For {record['saturated']:.0%} of the images the transformation is at its bounds, "
             f"where it hardly learns: try wider --bounds, or {slower}"
         )
-    if waited and record.get("localization_gradient", 1.0) < VANISHED:
+    if free and record.get("localization_gradient", 1.0) < VANISHED:
         found["no gradient"] = (
             "Hardly any gradient reaches the localization network "
             f"({record['localization_gradient']:.1g}; the classifier has "
@@ -190,16 +218,19 @@ def raised(record: Mapping[str, Any], config: Config) -> dict[str, str]:
             "the start, for its units may be dead"
         )
     # On images as they are, to leave them so may be right.
-    if waited and moved is not None and config.distort != "none":
+    if free and moved is not None and config.distort != "none":
         if moved < ALIKE:
             found["not moved"] = (
                 "The layer still leaves every image as it is: try more --epochs, or "
                 f"a --learning-rate larger than {config.learning_rate:g}"
             )
         elif record.get("theta_spread", 1.0) < ALIKE:
+            network = "--model compact, " if config.model == "reference" else ""
+            hold = "" if config.hold_epochs else "--hold-epochs 1, "
+            layer = "The layer does" if config.heads == 1 else "At least one head does"
             found["all alike"] = (
-                "The layer does the same to every image, whatever is in it: try more --epochs, "
-                f"--localization-rate {config.localization_rate / 10:g}, --hold-epochs 1, "
+                f"{layer} the same to every image, whatever is in it: try {network}more --epochs, "
+                f"--localization-rate {config.localization_rate / 10:g}, {hold}"
                 f"--identity-penalty 0.1, or {slower}"
             )
     accuracy = record.get("val_accuracy", 1.0)

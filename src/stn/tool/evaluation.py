@@ -31,6 +31,7 @@ TEST = 2
 
 _PAIRS = 1  # of the streams within one
 _BATCH_BYTES = 2**26  # of images predicted at once
+_ALIKE = 32  # of 255: colors that differ by less are one background
 _LEAST_CONTRAST = 32  # of ink; what is fainter is taken for noise and not brightened further
 
 
@@ -85,7 +86,7 @@ def evaluate(
             f"Expected the classes the run was trained on, {_some(names)}. "
             f"Received: {config.data} with {_some(class_names)}"
         )
-    images = distorted_test(config, test)
+    images = distorted_test(config, test, run.dataset.get("background_color"))
     if images.shape[1:] != model.input_shape[1:]:
         raise UserError(
             f"Expected images of shape {model.input_shape[1:]}, as in training. "
@@ -341,26 +342,37 @@ def background_of(images: np.ndarray) -> tuple[np.ndarray | None, str]:
 
     Returns:
         Its color, float32 `(channels,)`, and whether that is `"dark"` or `"light"`; or None and
-        `"mixed"`, as in photographs, where fewer than nine of ten are alike.
+        `"mixed"`, as in photographs, where fewer than nine of ten images have one color, or nearly
+        that, along at least half of their border.
     """
     some = images[:: max(1, len(images) // 1000)]
-    borders = [some[:, 0], some[:, -1], some[:, :, 0], some[:, :, -1]]
-    colors = np.median(np.concatenate(borders, axis=1), axis=1)
-    light = np.mean(np.median(colors, axis=1) > 127)
-    if 0.1 <= light <= 0.9:
+    borders = np.concatenate([some[:, 0], some[:, -1], some[:, :, 0], some[:, :, -1]], axis=1)
+    color = np.median(np.median(borders, axis=1), axis=0).astype("float32")
+    alike = (np.abs(borders - color) <= _ALIKE).all(axis=-1).mean(axis=1) >= 0.5
+    if alike.mean() < 0.9:
         return None, "mixed"
-    return np.median(colors, axis=0).astype("float32"), "light" if light > 0.9 else "dark"
+    return color, "light" if np.median(color) > 127 else "dark"
 
 
-def distorted_test(config: Config, test: data.Split) -> np.ndarray:
+def distorted_test(
+    config: Config, test: data.Split, background: Sequence[float] | None
+) -> np.ndarray:
     """The test images as the model of a configuration sees them: distorted, fixed by the seed."""
-    return distortions.distort_all(test.images, distortion_of(config), (config.seed, TEST))
+    distortion = distortion_of(config, background)
+    return distortions.distort_all(test.images, distortion, (config.seed, TEST))
 
 
-def distortion_of(config: Config) -> distortions.Distortion:
-    """The distortion of a configuration; the usual one of its data if it leaves that open."""
+def distortion_of(
+    config: Config, background: Sequence[float] | None = None
+) -> distortions.Distortion:
+    """The distortion of a configuration; the usual one of its data if it leaves that open.
+
+    Args:
+        config: What was asked.
+        background: See `stn.tool.data.distortions.Distortion.on`.
+    """
     distortion = distortions.DISTORTIONS[config.distort or data.default_distortion(config.data)]
-    return dataclasses.replace(distortion, apart=config.task == "addition")
+    return dataclasses.replace(distortion.on(background), apart=config.task == "addition")
 
 
 def for_task(
@@ -482,7 +494,7 @@ def _read_inputs(
     (height, width, channels), canvas = about["image_shape"], about["input_shape"]
     enough = 4 * max(height, canvas[0]), 4 * max(width, canvas[1])
     own = config.data.startswith(("folder:", "tfds:"))
-    background = about.get("background", "dark")
+    kind, color = about.get("background", "dark"), about.get("background_color")
     for found in find_images(paths, on_error=on_error, leave_out=leave_out):
         place = str(Path(found.place).with_suffix(""))
         try:
@@ -491,7 +503,7 @@ def _read_inputs(
             ):
                 if own and config.image_size:  # as in training, where the aspect ratio was not kept
                     image = convert(image, size=(height, width))
-                image = _prepare(image, (height, width), canvas[:2], background, as_is=own)
+                image = _prepare(image, (height, width), canvas[:2], kind, color, as_is=own)
                 yield name, place + name.removeprefix(found.name), image
         except UserError as error:
             on_error(error)
@@ -501,7 +513,8 @@ def _prepare(
     image: np.ndarray,
     size: tuple[int, int],
     canvas: Sequence[int],
-    background: str = "dark",
+    kind: str = "dark",
+    color: Sequence[float] | None = None,
     *,
     as_is: bool,
 ) -> np.ndarray:
@@ -514,9 +527,14 @@ def _prepare(
     border = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
     paper = np.rint(np.median(border, axis=0)).astype(np.uint8)
     light = bool(np.median(border) > 127)
-    inverted = background != "mixed" and light != (background == "light")
+    inverted = kind != "mixed" and light != (kind == "light")
     if list(image.shape[:2]) != list(canvas):
-        beside = np.full_like(paper, 255 * light) if as_is else paper
+        beside = paper
+        if as_is and kind == "mixed":
+            beside = np.zeros_like(paper)  # as in training; see `Distortion.on`
+        elif as_is:
+            trained = np.rint(color or [255 * (kind == "light")] * len(paper)).astype(np.uint8)
+            beside = 255 - trained if inverted else trained
         image = _center(_fit(image, size, beside), canvas, beside)
     if inverted:
         image, small, paper = 255 - image, 255 - small, 255 - paper

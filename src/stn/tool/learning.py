@@ -107,28 +107,29 @@ def localization_weights(model: keras.Model) -> list[Any]:
 
 
 def gradient_size(optimizer: Any, variables: Iterable[Any]) -> float | None:
-    """The usual size of the gradient of some variables, as Adam remembers it.
+    """The size of the gradient of some variables lately, as Adam remembers it.
 
     Args:
         optimizer: The optimizer of a model that was trained.
         variables: Some of its variables.
 
     Returns:
-        The root of the mean of the squared gradient over the last thousand steps; None if there is
-        no step yet, no variable, or the optimizer is not an Adam.
+        The root mean square of the gradient, averaged over some ten steps; None if there is no step
+        yet, no variable, or the optimizer is not an Adam. Adam remembers squares for a thousand
+        steps, in which a gradient that is gone would still be seen.
     """
-    memory = getattr(optimizer, "_velocities", None)
+    memory = getattr(optimizer, "_momentums", None)
     done = int(keras.ops.convert_to_numpy(optimizer.iterations))
     if not memory or not done:
         return None
-    squares = [
+    means = [
         np.asarray(keras.ops.convert_to_numpy(memory[optimizer._get_variable_index(variable)]))
         for variable in variables
     ]
-    if not squares:
+    if not means:
         return None
-    mean = np.concatenate([square.ravel() for square in squares]).mean(dtype="float64")
-    return float(np.sqrt(mean / (1 - optimizer.beta_2**done)))
+    size = np.sqrt(np.square(np.concatenate([m.ravel() for m in means]), dtype="float64").mean())
+    return float(size / (1 - optimizer.beta_1**done))
 
 
 class _Adam(keras.optimizers.Adam):

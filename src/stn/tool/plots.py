@@ -195,6 +195,13 @@ def watch_bytes(history: list[dict[str, Any]], *, narrow: bool = False) -> bytes
             False,
         ),
         (
+            "Rank of the transformations",
+            {"theta_rank": "over the images"},
+            [],
+            plain,
+            False,
+        ),
+        (
             "Size of the gradient",
             {"localization_gradient": "localization", "classifier_gradient": "classifier"},
             [(None, alarms.VANISHED)],
@@ -221,11 +228,16 @@ def watch_bytes(history: list[dict[str, Any]], *, narrow: bool = False) -> bytes
     for axis, (title, lines, limits, form, powers) in zip(np.ravel(axes), panels, strict=False):
         axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color="#1c2026")
         shown = []
+        # Zero has no place among powers of ten: it is drawn below all others.
+        values = [r[key] for r in history for key in lines if is_number(r.get(key)) and r[key] > 0]
+        values += [below for _, below in limits if below is not None]
+        floor = min(values) / 3 if powers and values else -math.inf
         for i, (key, label) in enumerate(lines.items()):
             found = [(r.get("epoch", e + 1), r.get(key)) for e, r in enumerate(history)]
-            found = [(e, v) for e, v in found if is_number(v) and (v > 0 or not powers)]
+            found = [(e, v) for e, v in found if is_number(v)]
             if found:
                 color = LINES[i]
+                found = [(e, max(v, floor)) for e, v in found]
                 axis.plot(*zip(*found, strict=True), color=color, marker="o", ms=3, label=label)
                 shown += [value for _, value in found]
         near = any(below is not None and shown and min(shown) < 10 * below for _, below in limits)

@@ -117,7 +117,12 @@ def sweep(
 
 
 def turns_left_over(
-    probe: examples.Probe, config: Config, images: np.ndarray, *, count: int = 2000
+    probe: examples.Probe,
+    config: Config,
+    images: np.ndarray,
+    background: Sequence[float] | None = None,
+    *,
+    count: int = 2000,
 ) -> dict[str, float] | None:
     """How much of the turns of a run's own distortion is left after its transformer.
 
@@ -125,6 +130,7 @@ def turns_left_over(
         probe: Of a classifier with a transformer.
         config: Of the run; its distortion is drawn anew, from the seed.
         images: uint8 `(count, height, width, channels)`, undistorted.
+        background: Of the training images; see `stn.tool.data.distortions.Distortion.on`.
         count: Images to use, at most; chosen by the seed.
 
     Returns:
@@ -144,8 +150,8 @@ def turns_left_over(
     back[:, :2] = params.reshape(-1, 2, 3)
     to_canvas, to_image = (np.diag([n[1] / 2, n[0] / 2, 1.0]) for n in (canvas, size))
     back = to_image @ back @ np.linalg.inv(to_canvas)
-    turned = distortions.warp_images(images, params, canvas)
-    upright, still = disturb(images, "rotation", 0.0, canvas, rng, jitter=0.5)
+    turned = distortions.warp_images(images, params, canvas, background)
+    upright, still = disturb(images, "rotation", 0.0, canvas, rng, background, jitter=0.5)
     seen, unturned = (
         disturbed @ _seen(probe, one)[1] for one, disturbed in ((turned, back), (upright, still))
     )
@@ -163,6 +169,7 @@ class _Reader:
         config = run.config
         model = evaluation.load_model(run, backend or config.backend)
         channels = run.dataset["image_shape"][-1]
+        self._background = run.dataset.get("background_color")
         _, test = evaluation.load_split(config, "test", channels=channels)
         rng = np.random.default_rng((config.seed, _SWEEP))
         chosen = rng.permutation(len(test.labels))[:count]
@@ -183,6 +190,7 @@ class _Reader:
             strength,
             self._output_size,
             rng,
+            self._background,
             jitter=self._jitter,
         )
         guesses, maps = _seen(self._probe, images)
@@ -206,6 +214,7 @@ def disturb(
     strength: float,
     output_size: tuple[int, int],
     rng: np.random.Generator,
+    background: Sequence[float] | None = None,
     *,
     jitter: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -217,6 +226,8 @@ def disturb(
         strength: In the unit of `KINDS`.
         output_size: `(height, width)` of the canvas.
         rng: Decides on signs, directions and places.
+        background: What is beyond the images, and hides parts of them; black if None. See
+            `stn.tool.data.distortions.Distortion.on`.
         jitter: Largest random shift before all else, in pixels.
 
     Returns:
@@ -250,7 +261,8 @@ def disturb(
     back = np.linalg.inv(image @ shift)
     to_canvas, to_image = (np.diag([n[1] / 2, n[0] / 2, 1.0]) for n in (output_size, size))
     params = (np.linalg.inv(to_image) @ back @ to_canvas)[:, :2].reshape(count, 6)
-    canvas = distortions.warp_images(images, params.astype("float32"), output_size)
+    params = params.astype("float32")
+    canvas = distortions.warp_images(images, params, output_size, background)
     if kind == "noise" and strength:
         noisy = canvas + rng.normal(0, 255 * strength, canvas.shape)
         canvas = np.clip(np.rint(noisy), 0, 255).astype("uint8")
@@ -262,7 +274,9 @@ def disturb(
                 round((n - m) / 2 + share * (m - k))
                 for n, m, k, share in zip(output_size, size, side, at, strict=True)
             )
-            one[top : top + side[0], left : left + side[1]] = 0
+            one[top : top + side[0], left : left + side[1]] = (
+                background or 0
+            )
     return canvas, back
 
 

@@ -100,13 +100,12 @@ def train(
         train_split, validation_split = data.carve(whole, config.validation, seed=config.seed)
         del whole  # half of the memory of a large data set
         names, validation_split = for_task(config, names, validation_split, _VALIDATION)
-        distortion = distortion_of(config)
         channels = validation_split.images.shape[-1]
+        background, kind = background_of(train_split.images)
+        color = None if background is None else background.tolist()
+        distortion = distortion_of(config, color)
         input_shape = (*distortion.output_size(shape[:2]), channels)
         _check_data(config, names, train_split, validation_split)
-        background, kind = background_of(train_split.images)
-        if background is not None:
-            background = np.tile(background, channels // shape[-1])
         validation_images = distortions.distort_all(
             validation_split.images, distortion, (config.seed, _VALIDATION)
         )
@@ -122,7 +121,7 @@ def train(
         len(names),
         output_size=config.output_size or shape[:2],
         steps=steps,
-        background=background,
+        background=None if background is None else np.tile(background, channels // shape[-1]),
     )
     probe = examples.Probe(model, config.transform)
     monitor = Monitor(run, config, probe, validation_images, validation_split.labels, names)
@@ -145,6 +144,7 @@ def train(
                 "image_shape": list(shape),
                 "input_shape": list(input_shape),
                 "background": kind,
+                "background_color": color,
                 "train": len(train_split),
                 "validation": len(validation_split),
             },
@@ -156,7 +156,7 @@ def train(
     progress.say(_plan(config, len(names), train_split, validation_split, run))
 
     # Training.
-    batches = _Batches(config, train_split, distortion, kind)
+    batches = _Batches(config, train_split, distortion, color)
     for epoch in range(len(state["history"]) + 1, config.epochs + 1):
         if _out_of_patience(config, state):
             break
@@ -214,7 +214,7 @@ def train(
     checkpoints.save_model(run, model)
     with progress.step("Testing the model, drawing the report"):
         _, test = for_task(config, *_load_test(config, shape, run), TEST)
-        test_images = distorted_test(config, test)
+        test_images = distorted_test(config, test, color)
         probabilities = predict_probabilities(model, test_images)
         results = score(probabilities, test.labels, names)
         walls.hang(run, probe, test_images, test.labels, probabilities, seed=config.seed)
@@ -227,7 +227,7 @@ def train(
                     averages = seen["inputs"].means(), seen["outputs"].means()
                     pictures.draw_averages(*averages, names).save(temporary)
             plots.draw_theta(seen["quantities"], run.theta_file)
-            turned = sweeps.turns_left_over(probe, config, test.images)
+            turned = sweeps.turns_left_over(probe, config, test.images, color)
         epochs = len(state["history"])
         kept_epoch = state["best_epoch"] if config.keep == "best" else epochs
         record = state["history"][kept_epoch - 1]
@@ -274,15 +274,15 @@ class _Batches(keras.utils.PyDataset):
         config: Config,
         split: data.Split,
         distortion: distortions.Distortion,
-        background: str = "dark",
+        background: Sequence[float] | None = (0.0,),
     ):
         super().__init__()
         self._config, self._split = config, split
         self._augmented = self._plain = distortion
         if config.augment or config.elastic:
-            beyond = "zeros" if background == "dark" else "border"
+            beyond = "border" if background is None else "zeros"
             small = distortions.augmentation(config.augment or 0.0, config.elastic, beyond)
-            self._augmented = distortion.after(small)
+            self._augmented = distortion.after(small.on(background))
         height, width = distortion.output_size(split.images.shape[1:3])
         values = height * width * split.images.shape[-1] * config.batch_size
         # A call costs an accelerator more than small images do. A power of two, as warps compile.

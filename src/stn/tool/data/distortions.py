@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ class Distortion:
             placed anywhere it fits.
         distractors: Number of patches of other images scattered over the canvas.
         padding: What is beyond the image; see `stn.sample`.
+        fill_value: With `padding="constant"`, the color beyond it, 0 to 255, one value per channel.
         apart: Whether each channel is an image of its own, and drawn by itself.
         first: Small changes before all others, read in one go with them.
     """
@@ -48,6 +50,7 @@ class Distortion:
     canvas: float = 1.0
     distractors: int = 0
     padding: str = "zeros"
+    fill_value: tuple[float, ...] = (0.0,)
     apart: bool = False
     first: Distortion | None = None
 
@@ -61,6 +64,21 @@ class Distortion:
         """The families of transformations, the one applied to the image first comes first."""
         own = "affine", *["projective"] * (self.corners > 0), *["tps"] * (self.control > 0)
         return (*(self.first.families if self.first else ()), *own)
+
+    def on(self, background: Sequence[float] | None) -> Distortion:
+        """This distortion of images on such a background, which goes on beyond them.
+
+        Args:
+            background: A color, 0 to 255, one value per channel; None for images on different ones,
+                such as photographs, which have zeros beyond them.
+
+        Example:
+            >>> DISTORTIONS["R"].on([255.0]).padding
+            'constant'
+        """
+        if background is None or not any(background):
+            return self
+        return dataclasses.replace(self, padding="constant", fill_value=tuple(background))
 
     def after(self, small: Distortion) -> Distortion:
         """This distortion of images that were changed a little before, read in one go.
@@ -131,18 +149,25 @@ class Distortion:
             return np.concatenate([self(one, *rngs) for one in channels], axis=-1)
         size = images.shape[1:3]
         output_size = self.output_size(size)
-        warp = _compiled_warp(images.shape[1:], output_size, self.families, self.padding)
+        outside = self.padding, self.fill_value
+        warp = _compiled_warp(images.shape[1:], output_size, self.families, *outside)
         shares = np.split(images, len(rngs))
         params = [self.params(len(one), size, rng) for one, rng in zip(shares, rngs, strict=True)]
         warped = warp(images, np.concatenate(params))
         if self.distractors:
             for canvas, one, rng in zip(np.split(warped, len(rngs)), shares, rngs, strict=True):
-                scatter(canvas, one, self.distractors, rng)
+                light = self.padding == "constant" and np.mean(self.fill_value) > 127
+                scatter(canvas, one, self.distractors, rng, light=light)
         return warped
 
 
 def scatter(
-    canvas: np.ndarray, sources: np.ndarray, patches: int, rng: np.random.Generator
+    canvas: np.ndarray,
+    sources: np.ndarray,
+    patches: int,
+    rng: np.random.Generator,
+    *,
+    light: bool = False,
 ) -> np.ndarray:
     """Scatter patches of images over canvases, in place; where two meet, the brighter one shows.
 
@@ -151,6 +176,7 @@ def scatter(
         sources: The images to take patches of, uint8; each patch is 6 pixels of 28 wide.
         patches: How many on each canvas.
         rng: Where the randomness comes from.
+        light: Whether the images are dark on light, so that the darker one shows.
 
     Returns:
         The canvases.
@@ -173,7 +199,7 @@ def scatter(
             to_rows[:, None, None] + steps[:, None],
             to_columns[:, None, None] + steps,
         )
-        canvas[where] = np.maximum(canvas[where], pieces)
+        canvas[where] = (np.minimum if light else np.maximum)(canvas[where], pieces)
     return canvas
 
 
@@ -239,18 +265,26 @@ def distort_all(
     return result
 
 
-def warp_images(images: np.ndarray, params: np.ndarray, output_size: tuple[int, int]) -> np.ndarray:
+def warp_images(
+    images: np.ndarray,
+    params: np.ndarray,
+    output_size: tuple[int, int],
+    background: Sequence[float] | None = None,
+) -> np.ndarray:
     """Warp a batch by given affine parameters, compiled once for each shape.
 
     Args:
         images: uint8 `(count, height, width, channels)`.
         params: Float32 `(count, 6)`.
         output_size: `(height, width)` of the result.
+        background: See `Distortion.on`.
 
     Returns:
         uint8 `(count, *output_size, channels)`.
     """
-    return _compiled_warp(images.shape[1:], output_size, ("affine",), "zeros")(images, params)
+    beyond = Distortion().on(background)
+    outside = beyond.padding, beyond.fill_value
+    return _compiled_warp(images.shape[1:], output_size, ("affine",), *outside)(images, params)
 
 
 _CORNERS = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
@@ -290,6 +324,7 @@ def _compiled_warp(
     output_size: tuple[int, int],
     families: tuple[str, ...],
     padding: str,
+    fill_value: tuple[float, ...],
 ) -> Any:
     """`stn.warp` compiled for images of one shape, on whatever backend Keras runs."""
     import keras
@@ -306,6 +341,7 @@ def _compiled_warp(
                 family,
                 output_size=output_size,
                 padding=padding,
+                fill_value=fill_value if padding == "constant" else 0.0,
                 data_format="channels_last",
             )
 
