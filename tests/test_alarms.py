@@ -149,7 +149,9 @@ def test_what_to_try_is_not_what_was_done():
     assert "--padding inward" in alarms.raised(record, CONFIG)["outside"]
     assert "--padding" not in alarms.raised(record, CONFIG.replace(padding="inward"))["outside"]
     assert "--frame-penalty 1," in alarms.raised(record, CONFIG)["outside"]
-    assert "--frame-penalty 10," in alarms.raised(record, CONFIG.replace(frame_penalty=2))["outside"]
+    assert (
+        "--frame-penalty 10," in alarms.raised(record, CONFIG.replace(frame_penalty=2))["outside"]
+    )
 
 
 @pytest.mark.parametrize("transform", ["affine", "projective", "tps", "flow", "diffeomorphic"])
@@ -169,7 +171,6 @@ def test_what_is_held_raises_no_alarm(config):
 
 
 def test_the_worst_head_is_watched(monkeypatch):
-    from stn.tool import examples
 
     heads = {
         "identity": turned(0, 0, 0, 0),

@@ -90,9 +90,7 @@ def test_probabilities_of_any_number_of_images(count, batch_size):
 def untrained(tmp_path, monkeypatch):
     """A run of 14x14 images on 21x21, without a model of its own."""
 
-    def make(
-        *, canvas=21, channels=1, size=14, background="dark", background_color=None, **config
-    ):
+    def make(*, canvas=21, channels=1, size=14, background="dark", background_color=None, **config):
         run = runs.Run(tmp_path / "run")
         runs.write_text(run.config_file, Config(**config).to_toml())
         runs.write_json(run.environment_file, {"format": runs.FORMAT})

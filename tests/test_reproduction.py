@@ -117,7 +117,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_trained(made):
         assert run["command"].startswith("stn train --recipe table1-")
         assert run["epochs"] == 2
     table = {row[0]: row[1:] for row in reproduction.rows(results)}
-    assert table["fcn"][0] == f"{fcn['error']:.2f} ± {fcn['spread']:.2f} (2.1)"
+    assert table["fcn"][0] == f"{fcn['error']:.2f} ± {fcn['spread']:.2f}* (2.1)"
     assert table["cnn"][0] == "- (1.2)"
     assert table["st-cnn-tps"][4] == ""
 
@@ -152,11 +152,45 @@ def test_a_run_that_was_made_otherwise_is_not_passed_off(made, words, changed):
         command("--cells", "R/fcn", "--seeds", "1", *words)
 
 
+def test_all_that_is_there_is_looked_at_before_anything_is_trained(made):
+    out, command = made
+    with pytest.raises(UserError, match="R-fcn-1 .*another value for epochs"):
+        command("--cells", "R/st-fcn-tps,R/fcn", "--seeds", "1", "--epochs", "3")
+    assert not (out / "R-st-fcn-tps-1").exists()
+
+
+def test_a_copy_beside_a_run_is_not_a_run(made):
+    out, _ = made
+    before = reproduction.collect(out)
+    copy = shutil.copytree(out / "R-fcn-1", out / "R-fcn-1-old")
+    metrics = runs.Run(copy).metrics
+    runs.write_json(copy / "metrics.json", metrics | {"test": {**metrics["test"], "accuracy": 0}})
+    assert reproduction.collect(out) == before
+    shutil.rmtree(copy)
+
+
+def test_a_run_whose_report_is_missing_is_finished(made):
+    out, command = made
+    run = runs.Run(out / "R-fcn-1")
+    error = run.metrics["accuracy"]
+    run.report_file.unlink()
+    command("--cells", "R/fcn", "--seeds", "1", "--epochs", "2")
+    assert run.report_file.exists() and run.metrics["accuracy"] == error
+
+
+def test_data_may_have_moved_since(made, digits, tmp_path):
+    _, command = made
+    moved = shutil.copytree(digits, tmp_path / "moved")
+    words = ("--cells", "R/fcn", "--seeds", "1", "--epochs", "2", "--data-dir", str(moved))
+    command(*words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["table2"], "Expected the table to be 'table1'"),
         (["table1", "--cells", "Q"], "Expected cells such as"),
+        (["table1", "--cells", ""], "Expected cells such as .* all without --cells"),
         (["table1", "--seeds", "1;2"], "Expected seeds as in 42,43,44"),
         (["table1", "--seeds", "-1"], "Expected seed to be"),
         (["table1", "--backend", "mxnet"], "Expected backend to be"),
@@ -181,7 +215,8 @@ def test_the_printed_table_fits_80_columns(spread):
     from stn.tool import printing
 
     cells = [
-        {"row": c.row, "distort": c.distort, "paper": c.paper, "error": 12.34, "spread": spread}
+        {"cell": c.name, "row": c.row, "distort": c.distort, "paper": c.paper, "runs": []}
+        | {"error": 12.34, "spread": spread}
         for c in reproduction.TABLE1
     ]
     console = Console(width=80, record=True, file=io.StringIO())
@@ -191,6 +226,10 @@ def test_the_printed_table_fits_80_columns(spread):
         assert f" {cell.row} " in text
         assert f"({cell.paper:.1f})" in text
     assert text.count("12.34±0.05" if spread else "12.34 (") == len(cells)
+    assert "not as many epochs" not in text
+    cells[0]["runs"] = [{"epochs": 2}]
+    printing.print_paper({"title": reproduction.TITLE, "cells": cells}, console)
+    assert "* not as many epochs as the recipe says" in console.export_text()
 
 
 DOCS = Path(__file__).parents[1] / "docs"

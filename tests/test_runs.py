@@ -164,6 +164,22 @@ def test_damaged_results(run, name):
         getattr(run, name)
 
 
+def test_what_a_file_lacks_is_named(run):
+    runs.write_json(run.metrics_file, {"test": {"accuracy": 0.5}})
+    assert run.metrics["test"]["accuracy"] == 0.5 and run.metrics.get("loss") is None
+    for missing in (lambda: run.metrics["loss"], lambda: run.metrics["test"]["count"]):
+        with pytest.raises(UserError, match=r"Expected '(loss|count)' in .*metrics\.json"):
+            missing()
+    for about in (
+        {"class_names": 3, "image_shape": [1, 1, 1], "input_shape": [1, 1, 1]},
+        {"class_names": ["a"], "image_shape": "1x1", "input_shape": [1, 1, 1]},
+        {"class_names": ["a"]},
+    ):
+        runs.write_json(run.dataset_file, about)
+        with pytest.raises(UserError, match=r"Expected .*(class_names|image_shape).*dataset\.json"):
+            _ = run.dataset
+
+
 def test_damaged_config(run):
     run.config_file.write_text("epochs =", encoding="utf-8")
     with pytest.raises(UserError, match=r"readable TOML file.*config\.toml"):

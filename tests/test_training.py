@@ -545,9 +545,10 @@ def test_nan_keeps_the_last_checkpoint(shapes_config, tmp_path, monkeypatch):
     [
         ({"batch_size": 65}, r"batch_size to be at most 64, .* \(after 16 were held out\).*=65"),
         ({"model": "reference", "distort": "none"}, r"large enough for the 'reference'.*\(14, 14"),
-        ({"data_dir": "/no/such/folder"}, r"Expected a readable folder.*'/no/such/folder'"),
         ({"data": "minst"}, r"Did you mean 'mnist'"),
         ({"data": "folder:"}, r"Append the path to folder:"),
+        ({"hold_epochs": 9}, r"hold_epochs to be smaller than epochs.*--transform none"),
+        ({"object_class": "8"}, r"object_class only with --recipe colocalization"),
     ],
 )
 @pytest.mark.parametrize("resume", [False, True])
@@ -590,6 +591,33 @@ def test_resume_from_a_damaged_checkpoint(content, shapes_config, trained, tmp_p
         content = run.checkpoint_file.read_bytes()[:-1000]
     run.checkpoint_file.write_bytes(content)
     with pytest.raises(UserError, match=r"checkpoint\.npz, which cannot be read"):
+        stn.train(shapes_config, run.path, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_data_that_is_not_there(resume, shapes_config, trained, tmp_path):
+    if resume:
+        shutil.copytree(trained.run.path, tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    config = shapes_config.replace(data_dir="/no/such/folder")
+    with pytest.raises(UserError, match="Expected a readable folder.*'/no/such/folder'"):
+        stn.train(config, tmp_path / "run", resume=resume)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_resume_without_the_state(shapes_config, trained, tmp_path):
+    run = runs.Run(shutil.copytree(trained.run.path, tmp_path / "run"))
+    run.checkpoint_file.unlink()
+    before = run.model_file.read_bytes()
+    with pytest.raises(UserError, match=r"checkpoint\.npz.*missing.*--overwrite"):
+        stn.train(shapes_config, run.path, resume=True)
+    assert run.model_file.read_bytes() == before
+
+
+def test_resume_with_other_data(shapes_config, trained, tmp_path):
+    run = runs.Run(shutil.copytree(trained.run.path, tmp_path / "run"))
+    runs.write_json(run.dataset_file, run.dataset | {"train": 63})
+    with pytest.raises(UserError, match="the data the run was begun with, train=63. Received: 64"):
         stn.train(shapes_config, run.path, resume=True)
 
 

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import keras
@@ -133,18 +134,22 @@ class SpatialTransformer(layers.Layer):
                 f"model. Received: localization={localization!r}"
             )
         for name, count in (("heads", heads), ("iterations", iterations)):
-            if not (isinstance(count, int) and count >= 1):
+            if not (isinstance(count, Integral) and count >= 1):
                 raise ValueError(f"Expected {name} to be at least 1. Received: {name}={count!r}")
         for name, value in (
             ("identity_penalty", identity_penalty),
             ("frame_penalty", frame_penalty),
             ("gradient_factor", gradient_factor),
         ):
-            if not (isinstance(value, int | float) and 0 <= value < float("inf")):
-                raise ValueError(f"Expected {name} to be at least 0. Received: {name}={value!r}")
-        if gradient_clip is not None and not gradient_clip > 0:
+            if not (isinstance(value, Real) and 0 <= value < float("inf")):
+                raise ValueError(
+                    f"Expected {name} to be a number, at least 0. Received: {name}={value!r}"
+                )
+        if gradient_clip is not None and not (
+            isinstance(gradient_clip, Real) and gradient_clip > 0
+        ):
             raise ValueError(
-                "Expected gradient_clip to be above 0, or None. "
+                "Expected gradient_clip to be a number above 0, or None. "
                 f"Received: gradient_clip={gradient_clip!r}"
             )
         if initialization not in ("identity", "tiles"):
@@ -181,9 +186,9 @@ class SpatialTransformer(layers.Layer):
         self.initialization = initialization
         self.gradient_factor = float(gradient_factor)
         self.gradient_clip = None if gradient_clip is None else float(gradient_clip)
-        self.heads = heads
-        self.iterations = iterations
-        self.output_size = _sizes(output_size, heads)
+        self.heads = int(heads)
+        self.iterations = int(iterations)
+        self.output_size = _sizes(output_size, self.heads)
         self.localization_size = transforms.freeze_size(localization_size, "localization_size")
         self._localization_name = localization if isinstance(localization, str) else None
         self.localization: Any = None if isinstance(localization, str) else localization

@@ -48,6 +48,12 @@ def resolve(config: Config, run: runs.Run | None = None) -> Config:
     )
 
 
+def differences(before: Config, now: Config) -> list[str]:
+    """The options in which two resolved configurations differ, but for where the data lie."""
+    one, other = before.model_dump(), now.model_dump()
+    return [key for key in one if one[key] != other[key] and key not in ("data_dir", "mirror")]
+
+
 def _absolute(path: str) -> str:
     try:
         return str(Path(path).expanduser().absolute())
@@ -75,10 +81,29 @@ def prepare(
     return run, config
 
 
+def check_data(run: runs.Run, about: dict[str, Any]) -> None:
+    """Make sure that a run goes on with the data it was begun with, wherever they lie now.
+
+    Raises:
+        UserError: If there are other classes, or other images by number or shape.
+    """
+    if not run.dataset_file.exists():
+        return
+    before = run.dataset
+    for key in ("class_names", "image_shape", "input_shape", "train", "validation"):
+        if before[key] != about[key]:
+            raise UserError(
+                f"Expected the data the run was begun with, {key}={before[key]!r}. "
+                f"Received: {about[key]!r}"
+            )
+
+
 def begin(run: runs.Run, config: Config, *, resume: bool, overwrite: bool) -> None:
     """Make the folder ready to be written to, new or as the last checkpoint left it."""
     if resume:
         run.clear_unfinished()
+        if config != run.config:
+            runs.write_text(run.config_file, config.to_toml())
     else:
         _create(run, config, overwrite)
 
@@ -106,12 +131,19 @@ def _check_free(run: runs.Run, overwrite: bool) -> None:
 def _check_resumable(run: runs.Run, config: Config) -> None:
     """Make sure that a run can go on, as if it had never stopped, with this configuration."""
     run = runs.Run.open(run.path)
-    before, now = run.config.model_dump(), config.model_dump()
-    changed = [key for key in now if now[key] != before[key]]
-    if changed:
+    if changed := differences(run.config, config):
         raise UserError(
             "Expected the configuration of the run that is resumed. Received other values for: "
-            + ", ".join(f"{key}={now[key]!r} (the run has {before[key]!r})" for key in changed)
+            + ", ".join(
+                f"{key}={getattr(config, key)!r} (the run has {getattr(run.config, key)!r})"
+                for key in changed
+            )
+        )
+    later = (run.history_file, run.metrics_file, run.model_file)
+    if not run.checkpoint_file.exists() and any(file.exists() for file in later):
+        raise UserError(
+            f"Expected a run with its state, {run.checkpoint_file.name}. Received: {run.path}, "
+            f"where it is missing, so that training cannot go on; begin again with --overwrite"
         )
     backend = keras.backend.backend()
     version = environment.version_of(backend)

@@ -66,6 +66,15 @@ def main() -> None:
         _fail(str(error), 1)
 
 
+def _forget_iterators() -> None:
+    """To be called after an interrupted training, outside of the `except`.
+
+    TensorFlow's iterators are in the frames of the exception: they would be ended after the
+    interpreter, and complain or wait.
+    """
+    gc.collect()
+
+
 def _fail(message: str, code: int) -> typing.NoReturn:
     from rich.console import Console
 
@@ -206,9 +215,7 @@ def _train(
     except KeyboardInterrupt:
         pass
     if run is None:
-        # TensorFlow's iterators are in the frames of the exception: they would be ended after the
-        # interpreter, and complain.
-        gc.collect()
+        _forget_iterators()
         if runs.Run(out).config_file.exists():
             _fail(f"Interrupted. Go on with: stn train --resume {out}", 130)
         _fail("Interrupted before anything was written", 130)
@@ -271,6 +278,11 @@ def reproduce(
     if table != "table1":
         raise config.UserError(f"Expected the table to be 'table1'. Received: {table!r}")
     patterns = [part.strip() for text in cells or [] for part in text.split(",") if part.strip()]
+    if cells and not patterns:
+        raise config.UserError(
+            "Expected cells such as R/st-cnn-affine; all without --cells. "
+            f"Received: --cells {cells[0]!r}"
+        )
     chosen = reproduction.choose(patterns)
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -293,11 +305,13 @@ def reproduce(
 
     _start_backend(backend)
     progress = Progress()
-    try:
+    results = None
+    with contextlib.suppress(KeyboardInterrupt):
         results = reproduction.reproduce(
             chosen, out, seeds=numbers, progress=progress, backend=backend, **values
         )
-    except KeyboardInterrupt:
+    if results is None:
+        _forget_iterators()
         _fail(f"Interrupted; what is done is kept in {out}. The same command goes on", 130)
     if json_:
         typer.echo(json.dumps(results))

@@ -84,7 +84,10 @@ class Config(pydantic.BaseModel):
         "compact", description="Architecture."
     )
     parameters: int | None = Field(
-        None, ge=1, description="Make the classifier so wide that the model has about this many."
+        None,
+        ge=1,
+        le=10**9,
+        description="Make the classifier so wide that the model has about this many.",
     )
     standardize: bool = Field(
         False,
@@ -124,7 +127,7 @@ class Config(pydantic.BaseModel):
         "edges of the training images have, or border if they differ.",
     )
     pooling: int = Field(
-        1, ge=1, description="Sample this many times finer along both axes, and average."
+        1, ge=1, le=16, description="Sample this many times finer along both axes, and average."
     )
     iterations: int = Field(
         1, ge=1, description="How often the localization network looks, each time at the result."

@@ -175,6 +175,10 @@ def print_paper(results: dict[str, Any], console: Console) -> None:
     for row in rows:
         table.add_row(*(c.replace(" ± ", "±").replace(" (", "\n(") if "±" in c else c for c in row))
     console.print(table)
+    if any(reproduction.TRIAL in text for row in rows for text in row):
+        console.print(
+            f"{reproduction.TRIAL} not as many epochs as the recipe says", highlight=False
+        )
 
 
 def print_accuracy(results: dict[str, Any]) -> None:

@@ -46,6 +46,7 @@ class Cell:
         return f"{self.distort}/{self.row}"
 
 
+TRIAL = "*"
 DISTORTIONS = ("R", "RTS", "P", "E", "TC")
 
 _PAPER: dict[tuple[str, str | None], tuple[float | None, ...]] = {
@@ -134,6 +135,8 @@ def reproduce(
     out = Path(out)
     planned = [(seed, cell) for seed in seeds for cell in cells]
     wanted = {(cell, seed): configure(cell, seed=seed, **values) for seed, cell in planned}
+    for (cell, seed), config in wanted.items():  # before the first of them is trained
+        _check(config, out / _folder(cell, seed))
     for number, (seed, cell) in enumerate(planned, 1):
         _train(
             wanted[cell, seed], out / _folder(cell, seed), f"{number} of {len(planned)}", progress
@@ -167,7 +170,9 @@ def collect(out: str | os.PathLike[str], before: dict[str, Any] | None = None) -
     for cell in TABLE1:
         made = {run["seed"]: run for run in kept.get(cell.name, [])}
         for folder in Path(out).glob(_folder(cell, "*")):
-            if (run := runs.Run(folder)).metrics_file.exists():
+            run = runs.Run(folder)
+            # A copy under another name is not a run of the table.
+            if run.metrics_file.exists() and folder.name == _folder(cell, run.config.seed):
                 made[run.config.seed] = result(run)
         errors = [one["error"] for one in made.values()]
         found.append(
@@ -187,14 +192,19 @@ def collect(out: str | os.PathLike[str], before: dict[str, Any] | None = None) -
 def rows(results: dict[str, Any]) -> list[list[str]]:
     """The table as text: a list of cells for each row, the first of which names it.
 
+    What was not trained for as many epochs as the recipe says is marked by `TRIAL`.
+
     Example:
         >>> rows({"cells": []})
         []
     """
     table: dict[str, dict[str, str]] = {}
+    epochs = {cell.name: configure(cell).epochs for cell in TABLE1}
     for cell in results["cells"]:
         ours = "-" if cell["error"] is None else f"{cell['error']:.2f}"
         ours += "" if cell["spread"] is None else f" ± {cell['spread']:.2f}"
+        if any(run["epochs"] != epochs[cell["cell"]] for run in cell["runs"]):
+            ours += TRIAL
         table.setdefault(cell["row"], {})[cell["distort"]] = f"{ours} ({cell['paper']:.1f})"
     return [[row, *(cells.get(d, "") for d in DISTORTIONS)] for row, cells in table.items()]
 
@@ -203,20 +213,27 @@ def _folder(cell: Cell, seed: Any) -> str:
     return f"{cell.distort}-{cell.row}-{seed}"
 
 
+def _check(config: Config, folder: Path) -> None:
+    """Make sure that what is in a folder already was made with this configuration."""
+    from stn.tool import checkpoints
+
+    run = runs.Run(folder)
+    if not run.config_file.exists():
+        return
+    if changed := checkpoints.differences(run.config, checkpoints.resolve(config, run)):
+        raise UserError(
+            f"Expected {folder} to be made with the same configuration. Received another value "
+            f"for {', '.join(changed)}; choose another --out, or delete that folder"
+        )
+
+
 def _train(config: Config, folder: Path, number: str, progress: Progress) -> None:
     import keras
 
-    from stn.tool import checkpoints, training
+    from stn.tool import training
 
     run = runs.Run(folder)
-    if run.metrics_file.exists():
-        before, now = run.config.model_dump(), checkpoints.resolve(config, run).model_dump()
-        changed = [key for key in now if now[key] != before[key]]
-        if changed:
-            raise UserError(
-                f"Expected {folder} to be made with the same configuration. Received another value "
-                f"for {', '.join(changed)}; choose another --out, or delete that folder"
-            )
+    if run.metrics_file.exists() and run.report_file.exists():  # the last thing that is written
         progress.say(f"{number}: {folder.name} is there")
         return
     progress.say(f"{number}: {folder.name}")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+import typing
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -95,7 +96,14 @@ class Run:
     @property
     def dataset(self) -> dict[str, Any]:
         """Class names, image shapes and counts of the data it was trained on."""
-        return _read_object(self.dataset_file)
+        found = _read_object(self.dataset_file)
+        for key in ("class_names", "image_shape", "input_shape"):
+            if not isinstance(found[key], list):
+                raise UserError(
+                    f"Expected {key} in {self.dataset_file} to be an array. "
+                    f"Received: {found[key]!r}"
+                )
+        return found
 
     def clear_unfinished(self) -> None:
         """Delete the temporary files that a killed process left."""
@@ -170,10 +178,26 @@ def reading(path: Path, *, remedy: str = "") -> Iterator[None]:
 _DAMAGE = (EOFError, SyntaxError, zipfile.BadZipFile, zlib.error)  # of archives and of pictures
 
 
+class _Found(dict[str, Any]):
+    """What a JSON file says; to miss something in it is the user's to know about."""
+
+    def __init__(self, found: dict[str, Any], path: Path):
+        super().__init__(found)
+        self._path = path
+
+    def __missing__(self, key: str) -> typing.NoReturn:
+        raise UserError(
+            f"Expected {key!r} in {self._path}. Received: a file without it; it is damaged, or of "
+            "another version"
+        )
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of a run; a damaged one is the user's to know about."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(
+            path.read_text(encoding="utf-8"), object_hook=lambda found: _Found(found, path)
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"Expected a readable JSON file. Received: {path} ({error})") from error
 

@@ -274,9 +274,7 @@ def disturb(
                 round((n - m) / 2 + share * (m - k))
                 for n, m, k, share in zip(output_size, size, side, at, strict=True)
             )
-            one[top : top + side[0], left : left + side[1]] = (
-                background or 0
-            )
+            one[top : top + side[0], left : left + side[1]] = background or 0
     return canvas, back
 
 

@@ -127,6 +127,18 @@ def train(
     monitor = Monitor(run, config, probe, validation_images, validation_split.labels, names)
     lookout = alarms.Lookout(model, config, probe, validation_images, validation_split.labels)
     summary = checkpoints.summarize(model)
+    about = {
+        "name": config.data,
+        "class_names": list(names),
+        "image_shape": list(shape),
+        "input_shape": list(input_shape),
+        "background": kind,
+        "background_color": color,
+        "train": len(train_split),
+        "validation": len(validation_split),
+    }
+    if resume:
+        checkpoints.check_data(run, about)
     checkpoints.begin(run, config, resume=resume, overwrite=overwrite)
     if run.checkpoint_file.exists():
         state = checkpoints.restore(run, model)
@@ -136,19 +148,7 @@ def train(
         state = {"history": [], "best_epoch": 0, "best_loss": math.inf, "seconds": 0.0}
         kept = model.get_weights()
         runs.write_text(run.summary_file, summary)
-        runs.write_json(
-            run.dataset_file,
-            {
-                "name": config.data,
-                "class_names": list(names),
-                "image_shape": list(shape),
-                "input_shape": list(input_shape),
-                "background": kind,
-                "background_color": color,
-                "train": len(train_split),
-                "validation": len(validation_split),
-            },
-        )
+        runs.write_json(run.dataset_file, about)
         monitor.draw(0)
         board.add(0, {}, run.frame_file(0))
         checkpoints.save(run, model, state, kept)
@@ -400,6 +400,17 @@ def _check_data(
 ) -> None:
     if len(names) < 2:
         raise UserError(f"Expected at least 2 classes. Received: {list(names)}")
+    if config.transform != "none" and config.hold_epochs >= config.epochs:
+        raise UserError(
+            "Expected hold_epochs to be smaller than epochs: a transformer that is held to the end "
+            "is not trained; for a control use --transform none. Received: "
+            f"hold_epochs={config.hold_epochs}, epochs={config.epochs}"
+        )
+    if config.object_class is not None:
+        raise UserError(
+            "Expected object_class only with --recipe colocalization. Received: "
+            f"object_class={config.object_class!r} with task={config.task!r}"
+        )
     if config.batch_size > len(train_split):
         raise UserError(
             f"Expected batch_size to be at most {len(train_split)}, the number of training images "

@@ -156,7 +156,7 @@ class Distortion:
         warped = warp(images, np.concatenate(params))
         if self.distractors:
             for canvas, one, rng in zip(np.split(warped, len(rngs)), shares, rngs, strict=True):
-                light = self.padding == "constant" and np.mean(self.fill_value) > 127
+                light = self.padding == "constant" and bool(np.mean(self.fill_value) > 127)
                 scatter(canvas, one, self.distractors, rng, light=light)
         return warped
 
