@@ -222,12 +222,16 @@ def _compact_localization() -> keras.Sequential:
         [
             # Where a character is and how it stands can be seen at half the resolution.
             layers.AveragePooling2D(2, padding="same"),
-            layers.Conv2D(20, 5, padding="same", activation="relu"),
+            # Normalized, or at a learning rate that suits the classifier all units may die in the
+            # first epoch, and every image gets the same transformation (docs/experiments.md).
+            *_convolution(20, 5, 1),
             layers.MaxPooling2D(2, padding="same"),
-            layers.Conv2D(20, 5, padding="same", activation="relu"),
+            *_convolution(20, 5, 1),
             layers.MaxPooling2D(2, padding="same"),
             layers.Flatten(),
-            layers.Dense(64, activation="relu"),
+            layers.Dense(64, use_bias=False),
+            layers.BatchNormalization(momentum=0.9),
+            layers.Activation("relu"),
             # Adam moves every weight of the head by the learning rate whatever the gradient. With
             # 64 features of unit size the parameters would jump, and the image leave the frame.
             layers.Rescaling(0.3),
@@ -266,26 +270,6 @@ def _large_body(width: float) -> keras.Sequential:
             layers.Dropout(0.4),
         ],
         name="body",
-    )
-
-
-def _cnn_localization() -> keras.Sequential:
-    # The compact one, normalized. At a learning rate that suits the body, all units of that die in
-    # the first epoch among the clutter of TC, and every image gets the same transformation.
-    return keras.Sequential(
-        [
-            layers.AveragePooling2D(2, padding="same"),
-            *_convolution(20, 5, 1),
-            layers.MaxPooling2D(2, padding="same"),
-            *_convolution(20, 5, 1),
-            layers.MaxPooling2D(2, padding="same"),
-            layers.Flatten(),
-            layers.Dense(64, use_bias=False),
-            layers.BatchNormalization(momentum=0.9),
-            layers.Activation("relu"),
-            layers.Rescaling(0.3),
-        ],
-        name="localization",
     )
 
 
@@ -489,7 +473,7 @@ ARCHITECTURES: dict[str, tuple[Any, Any, float]] = {
     "large": (_compact_localization, _large_body, 0.02),
     "reference": (_reference_localization, _reference_body, 0.0),
     "template": (_compact_localization, _template_body, 0.0),
-    "cnn": (_cnn_localization, _cnn_body, 0.02),
+    "cnn": (_compact_localization, _cnn_body, 0.02),
     "fcn": (_fcn_localization, _fcn_body, 0.02),
     "adder": (_compact_localization, _adder_body, 0.02),
 }
