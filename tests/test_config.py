@@ -68,6 +68,8 @@ def test_key_like_nothing_lists_the_keys():
         ("sampler", "cubic"),
         ("padding", "mirror"),
         ("padding", "constant"),
+        ("pooling", 17),
+        ("parameters", 10**8 + 1),
         ("schedule", "step"),
         ("backend", "theano"),
     ],

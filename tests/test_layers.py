@@ -1,5 +1,7 @@
 """The layer: a good citizen of Keras that starts at the identity and learns."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -678,6 +680,14 @@ def test_one_bound_is_enough_to_be_saturated(offsets, bounds, saturated):
     assert (found <= 1).all() and (saturated or (found < 0.1).all())
 
 
+def test_numbers_of_numpy_are_numbers():
+    layer = stn.SpatialTransformer(
+        heads=np.int64(2), identity_penalty=np.float32(0.5), gradient_clip=np.float32(1.0)
+    )
+    again = stn.SpatialTransformer.from_config(json.loads(json.dumps(layer.get_config())))
+    assert (again.heads, again.identity_penalty, again.gradient_clip) == (2, 0.5, 1.0)
+
+
 def test_integer_images_are_cast():
     layer = transformer()
     images = (255 * IMAGES).astype("uint8")
@@ -752,6 +762,8 @@ def test_learns_to_undo_a_shift(transform):
         ({"frame_penalty": float("nan")}, "frame_penalty=nan"),
         ({"gradient_factor": "0.1"}, r"gradient_factor='0\.1'"),
         ({"gradient_clip": 0}, "gradient_clip=0"),
+        ({"gradient_clip": "1"}, "gradient_clip='1'"),
+        ({"identity_penalty": "1"}, "identity_penalty='1'"),
         ({"initialization": "random"}, "initialization='random'"),
         ({"initialization": "tiles", "transform": "rotation"}, "initialization='tiles'"),
         ({"initialization": "tiles", "transform": "tps"}, "initialization='tiles'"),

@@ -154,7 +154,7 @@ def test_a_run_that_was_made_otherwise_is_not_passed_off(made, words, changed):
 
 def test_all_that_is_there_is_looked_at_before_anything_is_trained(made):
     out, command = made
-    with pytest.raises(UserError, match="R-fcn-1 .*another value for epochs"):
+    with pytest.raises(UserError, match=r"R-fcn-1 .*another value for epochs"):
         command("--cells", "R/st-fcn-tps,R/fcn", "--seeds", "1", "--epochs", "3")
     assert not (out / "R-st-fcn-tps-1").exists()
 

@@ -600,7 +600,7 @@ def test_a_folder_of_data_that_is_not_there(resume, shapes_config, trained, tmp_
         shutil.copytree(trained.run.path, tmp_path / "run")
     before = sorted(tmp_path.rglob("*"))
     config = shapes_config.replace(data_dir="/no/such/folder")
-    with pytest.raises(UserError, match="Expected a readable folder.*'/no/such/folder'"):
+    with pytest.raises(UserError, match=r"Expected a readable folder.*'/no/such/folder'"):
         stn.train(config, tmp_path / "run", resume=resume)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -617,7 +617,9 @@ def test_resume_without_the_state(shapes_config, trained, tmp_path):
 def test_resume_with_other_data(shapes_config, trained, tmp_path):
     run = runs.Run(shutil.copytree(trained.run.path, tmp_path / "run"))
     runs.write_json(run.dataset_file, run.dataset | {"train": 63})
-    with pytest.raises(UserError, match="the data the run was begun with, train=63. Received: 64"):
+    with pytest.raises(
+        UserError, match=r"the data the run was begun with, train=63\. Received: 64"
+    ):
         stn.train(shapes_config, run.path, resume=True)
 
 

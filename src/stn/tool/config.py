@@ -86,7 +86,7 @@ class Config(pydantic.BaseModel):
     parameters: int | None = Field(
         None,
         ge=1,
-        le=10**9,
+        le=10**8,
         description="Make the classifier so wide that the model has about this many.",
     )
     standardize: bool = Field(
