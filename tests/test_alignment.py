@@ -113,7 +113,7 @@ def test_a_probe_takes_any_number_of_images(trained):
 def test_survey_of_a_classifier(trained):
     model = evaluation.load_model(trained.run, None)
     names, test = evaluation.load_split(trained.config, "test", channels=1)
-    images = evaluation.distorted_test(trained.config, test)
+    images = evaluation.distorted_test(trained.config, test, [0.0])
     found = alignment.survey(
         examples.Probe(model, trained.config.transform), images, test.labels, len(names)
     )

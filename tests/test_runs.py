@@ -177,7 +177,7 @@ def test_what_a_file_lacks_is_named(run):
     ):
         runs.write_json(run.dataset_file, about)
         with pytest.raises(UserError, match=r"Expected .*(class_names|image_shape).*dataset\.json"):
-            _ = run.dataset
+            _ = run.dataset["image_shape"]
 
 
 def test_damaged_config(run):

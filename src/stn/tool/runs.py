@@ -98,7 +98,7 @@ class Run:
         """Class names, image shapes and counts of the data it was trained on."""
         found = _read_object(self.dataset_file)
         for key in ("class_names", "image_shape", "input_shape"):
-            if not isinstance(found[key], list):
+            if not isinstance(found.get(key, []), list):
                 raise UserError(
                     f"Expected {key} in {self.dataset_file} to be an array. "
                     f"Received: {found[key]!r}"
@@ -192,18 +192,16 @@ class _Found(dict[str, Any]):
         )
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, object_hook: Any = None) -> Any:
     """Read a JSON file of a run; a damaged one is the user's to know about."""
     try:
-        return json.loads(
-            path.read_text(encoding="utf-8"), object_hook=lambda found: _Found(found, path)
-        )
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=object_hook)
     except (OSError, ValueError) as error:
         raise UserError(f"Expected a readable JSON file. Received: {path} ({error})") from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    found = read_json(path)
+    found = read_json(path, lambda found: _Found(found, path))
     if not isinstance(found, dict):
         raise UserError(f"Expected a JSON object. Received: {path} of another kind")
     return found
