@@ -262,6 +262,8 @@ def watch_bytes(history: list[dict[str, Any]], *, narrow: bool = False) -> bytes
             ends = (low if first is None else first, high if last is None else last)
             axis.axhspan(*ends, color="#d9480f", alpha=0.12, lw=0)
         axis.set_ylim(low, high)
+        if shown and all(isinstance(value, int) for value in shown):
+            axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axis.yaxis.set_major_formatter(form)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(axis="y", color="#e6e9ed", lw=0.8)
