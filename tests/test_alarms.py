@@ -115,8 +115,9 @@ def test_a_dead_localization_network_has_no_gradient():
     images = rng.integers(0, 255, (16, 14, 14, 1)).astype("uint8")
     model = learning.build(config, (14, 14, 1), 4, steps=2)
     layer = model.get_layer("stn")
-    features = [part for part in layer.localization.layers if isinstance(part, keras.layers.Dense)]
-    features[-1].bias.assign(np.full(features[-1].bias.shape, -1e3))  # ReLU: none ever fires
+    normal = keras.layers.BatchNormalization
+    shift = [part for part in layer.localization.layers if isinstance(part, normal)][-1].beta
+    shift.assign(np.full(shift.shape, -1e3))  # ReLU: none ever fires
     layer.head.bias.assign([5.0])
     model.train_on_batch(images, np.arange(16) % 4)
     probe = examples.Probe(model, config.transform)
