@@ -131,11 +131,12 @@ def _check_free(run: runs.Run, overwrite: bool) -> None:
 def _check_resumable(run: runs.Run, config: Config) -> None:
     """Make sure that a run can go on, as if it had never stopped, with this configuration."""
     run = runs.Run.open(run.path)
-    if changed := differences(run.config, config):
+    before = run.config
+    if changed := differences(before, config):
         raise UserError(
             "Expected the configuration of the run that is resumed. Received other values for: "
             + ", ".join(
-                f"{key}={getattr(config, key)!r} (the run has {getattr(run.config, key)!r})"
+                f"{key}={getattr(config, key)!r} (the run has {getattr(before, key)!r})"
                 for key in changed
             )
         )

@@ -632,7 +632,7 @@ def data_show(
     """Draw some images of a data set, with their labels; undistorted unless asked."""
     import numpy as np
 
-    from stn.tool import data, evaluation, pictures
+    from stn.tool import data, pictures
     from stn.tool.data import distortions
 
     distort = config.Config(distort=distort).distort or "none"
@@ -641,9 +641,12 @@ def data_show(
     loaded = data.load(name, data_dir=data_dir, splits=(split,), image_size=image_size, seed=seed)
     images = getattr(loaded, split)
     images = images.take(np.random.default_rng(seed).permutation(len(images))[:count])
-    color, _ = evaluation.background_of(images.images)
-    distortion = distortions.DISTORTIONS[distort].on(None if color is None else color.tolist())
-    distorted = "" if distort == "none" else f", {distort} distortion"
+    distortion, distorted = distortions.DISTORTIONS[distort], ""
+    if distort != "none":
+        from stn.tool import evaluation
+
+        color, _ = evaluation.background_of(images.images)
+        distortion, distorted = distortion.on(color), f", {distort} distortion"
     picture = pictures.draw_frame(
         distortions.distort_all(images.images, distortion, seed),
         None,

@@ -65,7 +65,7 @@ class Distortion:
         own = "affine", *["projective"] * (self.corners > 0), *["tps"] * (self.control > 0)
         return (*(self.first.families if self.first else ()), *own)
 
-    def on(self, background: Sequence[float] | None) -> Distortion:
+    def on(self, background: Sequence[float] | np.ndarray | None) -> Distortion:
         """This distortion of images on such a background, which goes on beyond them.
 
         Args:
@@ -78,7 +78,8 @@ class Distortion:
         """
         if background is None or not any(background):
             return self
-        return dataclasses.replace(self, padding="constant", fill_value=tuple(background))
+        color = tuple(float(value) for value in background)
+        return dataclasses.replace(self, padding="constant", fill_value=color)
 
     def after(self, small: Distortion) -> Distortion:
         """This distortion of images that were changed a little before, read in one go.
