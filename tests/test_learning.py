@@ -186,3 +186,37 @@ def test_the_penalty_of_the_architecture_is_kept_unless_another_is_asked_for():
 def test_options_that_do_not_suit_the_family(values, message):
     with pytest.raises(UserError, match=rf"(?s)^Expected .*Received: .*{message}"):
         build(**values)
+
+
+class Counted(keras.utils.PyDataset):
+    """Three batches that know their number."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return (np.full((4, 14, 14, 1), index, "uint8"), np.zeros((4, 2), "float32")), LABELS[:4]
+
+
+def test_an_epoch_takes_the_batches_in_order_and_does_not_wait_for_what_tunes_its_pipeline():
+    inputs = keras.Input((14, 14, 1)), keras.Input((2,))
+    numbers = keras.layers.GlobalAveragePooling2D()(inputs[0])
+    outputs = keras.layers.Dense(2, kernel_initializer="ones")(numbers)
+    model = keras.Model(inputs, keras.layers.Add()([outputs, inputs[1]]))
+    seen = []
+
+    def loss(_, found):
+        return keras.ops.stop_gradient(found[:, 0]) + 0 * found[:, 1]
+
+    class Watcher(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append((batch, float(logs["loss"])))
+
+    model.compile("sgd", loss)
+    logs = learning.fit(model, Counted(), Watcher())
+    assert seen == [(0, 0.0), (1, 0.5), (2, 1.0)]  # the mean so far
+    assert logs["loss"] == [1.0]
+    if keras.backend.backend() == "tensorflow":
+        pipeline = learning._pipeline(Counted())
+        assert len(pipeline) == 3
+        assert not pipeline.options().autotune.enabled

@@ -19,7 +19,18 @@ from keras import layers, ops
 
 import stn
 from stn import grids, models, transforms
-from stn.tool import checkpoints, data, environment, films, pictures, plots, report, runs, training
+from stn.tool import (
+    checkpoints,
+    data,
+    environment,
+    films,
+    learning,
+    pictures,
+    plots,
+    report,
+    runs,
+    training,
+)
 from stn.tool.board import Board
 from stn.tool.config import Config, UserError
 from stn.tool.data import distortions
@@ -104,7 +115,7 @@ def train(
     if new:
         with progress.step("Training the encoder to tell digits apart"):
             views = _Views(config, digits, clutter)
-            seen = classifier.fit(views, shuffle=False, verbose=0).history
+            seen = learning.fit(classifier, views)
             encoder_accuracy = float(seen["accuracy"][-1])
     encoder.trainable = False
     model = _build_trainer(config, locator, encoder)
@@ -142,7 +153,7 @@ def train(
         rate = float(ops.convert_to_numpy(model.optimizer.learning_rate))
         with progress.epoch(epoch, config.epochs, STEPS) as bar:
             watcher = training.Watcher(bar, epoch, config, run)
-            logs = model.fit(steps, shuffle=False, verbose=0, callbacks=[watcher]).history
+            logs = learning.fit(model, steps, watcher)
         seconds = time.perf_counter() - started
         zoom = zoom_at(epoch * STEPS, config.epochs)
         boxes = scenes.boxes_around(locate(locator, scenes.images), zoom)

@@ -1,4 +1,4 @@
-"""What a run trains: the classifier of a configuration, its loss and its optimizer."""
+"""What a run trains, and how: the classifier of a configuration, its loss, its optimizer."""
 
 from __future__ import annotations
 
@@ -96,6 +96,43 @@ def _outside(padding: str, background: np.ndarray | None) -> tuple[str, Any]:
         return "border", 0.0
     fill = (background / 255).tolist()  # as the model scales its images before it reads them
     return ("constant", fill) if any(fill) else ("zeros", 0.0)
+
+
+def fit(model: keras.Model, batches: keras.utils.PyDataset, *callbacks: Any) -> dict[str, Any]:
+    """Train a compiled model for one epoch.
+
+    Args:
+        model: What to train.
+        batches: `(inputs, labels)` by their number, taken in order; all have the same types and,
+            but for the first axis, the same shapes.
+        *callbacks: Of Keras.
+
+    Returns:
+        What Keras has logged, lists of one number each.
+    """
+    data = _pipeline(batches) if keras.backend.backend() == "tensorflow" else batches
+    return model.fit(data, shuffle=False, verbose=0, callbacks=list(callbacks)).history
+
+
+def _pipeline(batches: keras.utils.PyDataset) -> Any:
+    """What Keras makes of batches for TensorFlow, but without tuning itself.
+
+    The thread that tunes a pipeline sleeps twice as long every time, 10 ms at first, and may miss
+    that an epoch is over: the epoch then waits until it wakes, as long again as it took at worst
+    (docs/experiments.md).
+    """
+    import tensorflow as tf
+
+    signature = keras.tree.map_structure(
+        lambda part: tf.TensorSpec((None, *part.shape[1:]), part.dtype), batches[0]
+    )
+    pipeline = tf.data.Dataset.from_generator(
+        lambda: (batches[i] for i in range(len(batches))), output_signature=signature
+    )
+    pipeline = pipeline.apply(tf.data.experimental.assert_cardinality(len(batches)))
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return pipeline.prefetch(2).with_options(options)
 
 
 def localization_weights(model: keras.Model) -> list[Any]:

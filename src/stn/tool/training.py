@@ -165,9 +165,7 @@ def train(
         rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
         with progress.epoch(epoch, config.epochs, steps) as bar:
             watcher = Watcher(bar, epoch, config, run)
-            logs = model.fit(
-                batches, epochs=1, shuffle=False, verbose=0, callbacks=[watcher]
-            ).history
+            logs = learning.fit(model, batches, watcher)
         seconds = time.perf_counter() - started
 
         validation = score(

@@ -127,19 +127,15 @@ class _Clock(keras.callbacks.Callback):
             self.seconds = (now - begun) / (batch - first)
 
 
-def _fit(model: Any, *data: Any, **options: Any) -> float:
-    clock = _Clock()
-    model.fit(*data, epochs=1, shuffle=False, verbose=0, callbacks=[clock], **options)
-    return clock.seconds
-
-
 def _ours(config: Config, split: Split) -> tuple[Any, Callable[[], float]]:
     batches = training._Batches(config, split, distortions.DISTORTIONS["none"])
     model = learning.build(config, (_SIZE, _SIZE, 1), _CLASSES, steps=len(batches))
 
     def block() -> float:
         batches.epoch += 1
-        return _fit(model, batches)
+        clock = _Clock()
+        learning.fit(model, batches, clock)
+        return clock.seconds
 
     return model, block
 
@@ -148,7 +144,13 @@ def _theirs(split: Split, batch: int, **options: Any) -> Callable[[], float]:
     """The tutorial's model, compiled as Keras does by default or as told, fed from arrays."""
     model = tutorial_model(**options)
     images, labels = split.images.astype("float32") / 255, split.labels
-    return lambda: _fit(model, images, labels, batch_size=batch)
+
+    def block() -> float:
+        clock = _Clock()
+        model.fit(images, labels, batch, shuffle=False, verbose=0, callbacks=[clock])
+        return clock.seconds
+
+    return block
 
 
 def tutorial_model(**options: Any) -> keras.Model:
