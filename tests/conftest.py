@@ -341,3 +341,24 @@ def forgetting_determinism():
             import torch
 
             torch.use_deterministic_algorithms(False)
+
+
+class Brightness:
+    """A model of two classes: the probability of the second is the brightness of the image."""
+
+    def __init__(self):
+        self.batches = []
+
+    def predict_on_batch(self, images):
+        self.batches.append(images)
+        light = images.mean(axis=(1, 2, 3)) / 255
+        return np.stack([1 - light, light], -1)
+
+
+@pytest.fixture
+def digit():
+    """A one, 14x14, white on black."""
+    image = np.zeros((14, 14), "uint8")
+    image[2:12, 6:8] = 255
+    image[3, 5] = 100
+    return image

@@ -347,9 +347,9 @@ def test_predict_prints_long_tables_in_parts(command, trained, scans, monkeypatc
 
 
 def test_predict_closes_the_json_whatever_happens(command, trained, scans, monkeypatch):
-    from stn.tool import evaluation
+    from stn.tool import prediction
 
-    original = evaluation.predict_each
+    original = prediction.predict_each
 
     def predict_each(*args, **options):
         for i, found in enumerate(original(*args, **options)):
@@ -357,7 +357,7 @@ def test_predict_closes_the_json_whatever_happens(command, trained, scans, monke
                 raise OSError(28, "No space left on device", "out")
             yield found
 
-    monkeypatch.setattr(evaluation, "predict_each", predict_each)
+    monkeypatch.setattr(prediction, "predict_each", predict_each)
     code, out, err = command("predict", trained.run.path, scans / "d.gif", scans, "--json")
     assert code == 1
     assert len(json.loads(out)) == 2

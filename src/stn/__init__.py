@@ -28,7 +28,8 @@ _HOMES = {
     "stn.tool.config": ("Config",),
     "stn.tool.runs": ("Run",),
     "stn.tool": ("train",),
-    "stn.tool.evaluation": ("evaluate", "predict"),
+    "stn.tool.evaluation": ("evaluate",),
+    "stn.tool.prediction": ("predict",),
     "stn.tool.inspection": ("inspect",),
     "stn.tool.comparison": ("compare",),
     "stn.tool.report": ("write_report",),
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
     from stn.tool import train
     from stn.tool.comparison import compare
     from stn.tool.config import Config
-    from stn.tool.evaluation import evaluate, predict
+    from stn.tool.evaluation import evaluate
     from stn.tool.inspection import inspect
+    from stn.tool.prediction import predict
     from stn.tool.report import write_report
     from stn.tool.runs import Run
     from stn.transforms import (

@@ -413,7 +413,7 @@ def predict(
     image, FILE#0, FILE#1 and so on. What cannot be used is reported and left
     out, and the exit code is 1 then.
     """
-    from stn.tool import evaluation, printing
+    from stn.tool import evaluation, prediction, printing
 
     if json_ and csv_:
         raise config.UserError("Expected --json or --csv. Received: both")
@@ -423,7 +423,7 @@ def predict(
         sys.stdout.reconfigure(errors="surrogateescape")  # a file may have any bytes for a name
     watch = printing.Watch(live=not (json_ or csv_) or not sys.stdout.isatty())
     results = watch.over(
-        evaluation.predict_each(
+        prediction.predict_each(
             run, paths, backend=backend, save_straightened=save_straightened, on_error=watch.failed
         )
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from stn.tool import alignment, evaluation, examples, pictures, runs
+from stn.tool import alignment, evaluation, examples, pictures, prediction, runs
 from stn.tool.config import UserError
 
 CLASSES = 5  # shown, the most probable ones
@@ -58,7 +58,7 @@ def look(
     """What `inspect` returns, and the picture of it."""
     run = evaluation.open_run(run)
     evaluation.check_task(run, "to look at one image", "classification")
-    name, pixels = evaluation.read_one(run, image)
+    name, pixels = prediction.read_one(run, image)
     model = evaluation.load_model(run, backend or run.config.backend)
     transform, names = run.config.transform, run.dataset["class_names"]
     seen = examples.Probe(model, transform, 1).look(pixels[None], mesh=True)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from stn.tool import environment, evaluation, learning, runs
+from stn.tool import environment, evaluation, learning, prediction, runs
 from stn.tool.benchmark import Options, memory, timing
 from stn.tool.config import Config
 from stn.tool.progress import Progress
@@ -36,7 +36,7 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
     marks = _QUICK_MARKS if options.quick else _MARKS
     with tempfile.TemporaryDirectory() as folder:
         run, files = _make(Path(folder))
-        found = evaluation.predict_each(run, itertools.cycle(files))
+        found = prediction.predict_each(run, itertools.cycle(files))
         with progress.step(f"predict, {marks[-1]:,} files"):
             predicted = _follow(found, marks)
         model = evaluation.load_model(run, None)
