@@ -1,5 +1,7 @@
 """The classifiers."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -235,3 +237,14 @@ def test_images_too_small_for_the_reference(wrong, match):
 
 def test_smallest_images_of_the_reference():
     assert stn.classifier("reference", input_shape=(22, 22, 1)).output_shape == (None, 62)
+
+
+def test_the_localization_network_of_the_documentation_is_ours():
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    found = {"keras": keras, "stn": stn, "layers": keras.layers, "images": keras.Input((28, 28, 1))}
+    exec(page.split("```python\n")[1].split("```")[0], found)
+    named = [
+        [{**layer.get_config(), "name": None} for layer in network.layers]
+        for network in (found["localization"], models._compact_localization())
+    ]
+    assert named[0] == named[1]

@@ -45,9 +45,11 @@ class Config(pydantic.BaseModel):
     data_dir: str | None = Field(None, description="Folder that holds the files of the data set.")
     mirror: str | None = Field(None, description="Base URL to download the data set from.")
     image_size: int | None = Field(
-        None, ge=1, description="Resize images of a folder to this many pixels square."
+        None,
+        ge=1,
+        description="Resize images to this many pixels square; a folder of all sizes needs it.",
     )
-    color: Literal["auto", "grey", "rgb"] = Field("auto", description="Channels of folder images.")
+    color: Literal["auto", "grey", "rgb"] = Field("auto", description="Channels of the images.")
     task: Literal["classification", "addition", "colocalization"] = Field(
         "classification",
         description="What is learned: the class of an image, the sum of two digits, or where the "

@@ -51,7 +51,7 @@ def evaluate(
         0.87
     """
     run = open_run(run)
-    check_task(run, "to test it on labelled images", "classification", "addition")
+    check_task(run, "to test it on labeled images", "classification", "addition")
     config = run.config
     other = data is not None and data != config.data
     changes = {
