@@ -127,3 +127,15 @@ def test_survey_of_a_classifier(trained):
         assert file.exists()
     page = trained.run.report_file.read_text(encoding="utf-8")
     assert "What it straightens" in page
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (5, 1)])
+def test_an_axis_of_one_point_goes_as_the_other(height, width):
+    points = stn.grids.regular((height, width))[None]
+    assert alignment.in_words(alignment.describe(points, (height, width))[0]) == "left as it is"
+    # Turned by a quarter and zoomed in, in pixels of a square.
+    turned = 0.5 * np.stack([-points[..., 1], points[..., 0]], axis=-1)
+    found = alignment.describe(turned, (8, 8))[0]
+    angle, zoom = (0, 1) if height == width else (90, 2)
+    np.testing.assert_allclose([found[k] for k in ("angle", "shear")], [angle, 0], atol=1e-6)
+    np.testing.assert_allclose([found[k] for k in ("zoom_x", "zoom_y")], zoom, atol=1e-6)

@@ -749,6 +749,29 @@ def test_trouble_with_the_machine(error, message, exit_code, command, monkeypatc
     assert "Traceback" not in err
 
 
+def test_what_was_interrupted_before_it_began_is_not_gone_on_with(
+    command, monkeypatch, trained, tmp_path
+):
+    run = stn.Run(shutil.copytree(trained.run.path, tmp_path / "run"))
+
+    def begin(*args, **options):
+        os.utime(run.config_file)  # written anew
+        interrupt()
+
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    for train, options, message in (
+        (interrupt, ["--out", run.path, "--overwrite"], "Interrupted before anything was written"),
+        (begin, ["--out", run.path, "--overwrite"], "Interrupted. Go on with: stn train --resume"),
+        (interrupt, ["--resume", run.path], "Interrupted. Go on with: stn train --resume"),
+    ):
+        monkeypatch.setattr(stn, "train", train)
+        code, _, err = command("train", *options)
+        assert code == 130
+        assert err.splitlines()[-1].startswith(f"stn: {message}")
+
+
 def test_no_place_to_write(command, shapes):
     options = ["--data", "mnist", "--data-dir", shapes, "--batch-size", 8, "--epochs", 1]
     code, out, err = command("train", *options, "--out", "/proc/stn-run")

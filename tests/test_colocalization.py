@@ -8,7 +8,7 @@ from PIL import Image
 
 import stn
 from stn.tool import colocalization, comparison, runs
-from stn.tool.config import Config
+from stn.tool.config import Config, UserError
 from stn.tool.data.scenes import Scenes, draw_scenes, iou
 
 
@@ -255,6 +255,11 @@ def test_run_goes_on_where_it_stopped(found, tmp_path):
     again = runs.Run(tmp_path / "again")
     with pytest.raises(PowerCut):
         stn.train(found.config, again.path, progress=cut_at(2, step=4))
+    about = again.dataset
+    runs.write_json(again.dataset_file, about | {"class_names": list("abcdefghij")})
+    with pytest.raises(UserError, match="Expected the data the run was begun with, class_names="):
+        stn.train(found.config, again.path, resume=True)
+    runs.write_json(again.dataset_file, about)
     stn.train(found.config, again.path, resume=True)
     assert_same_training(again, found)
     assert again.metrics["images"] == found.metrics["images"]

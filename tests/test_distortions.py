@@ -397,3 +397,21 @@ def test_every_channel_has_its_own_paper():
     images = np.full((2, 8, 8, 3), (250, 240, 10), "uint8")
     result = distort_all(images, DISTORTIONS["RTS"].on([250.0, 240.0, 10.0]), 0)
     np.testing.assert_array_equal(result, np.full((2, 12, 12, 3), (250, 240, 10)))
+
+
+def test_large_images_are_worked_on_in_smaller_parts(monkeypatch):
+    images = noise(14)
+    params = DISTORTIONS["R"].params(14, (28, 28), np.random.default_rng(0))
+    whole = distortions.warp_images(images, params, (28, 28))
+    monkeypatch.setattr(distortions, "_PIXELS", 4 * 28 * 28)
+    assert distortions.at_once((28, 28)) == 4 and distortions.at_once((100, 100)) == 1
+    calls = []
+    original = distortions._compiled_warp
+
+    def counted(*arguments):
+        run = original(*arguments)
+        return lambda images, params: calls.append(len(images)) or run(images, params)
+
+    monkeypatch.setattr(distortions, "_compiled_warp", counted)
+    np.testing.assert_array_equal(distortions.warp_images(images, params, (28, 28)), whole)
+    assert calls == [4, 4, 4, 2]

@@ -6,6 +6,7 @@ import http.server
 import re
 import struct
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ class Server(http.server.ThreadingHTTPServer):
     break_after: int | None = None  # bytes of the answer after which the connection ends
     encoding: str | None = None
     announces_length = True
+    delay = 0.0  # seconds before an answer
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -39,6 +41,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         asked = self.headers.get("Range")
         server.ranges.append(asked)
+        time.sleep(server.delay)
         body = server.files.get(self.path)
         if body is None:
             self.send_error(404)
@@ -237,3 +240,16 @@ def test_terminal_gets_a_progress_bar(server, folder, monkeypatch, capsys):
     assert "gzip.zip" in captured.err
     assert "downloading" not in captured.err
     assert (folder / "gzip.zip").read_bytes() == PAYLOAD
+
+
+def test_two_at_once_download_once(server, folder, capsys):
+    server.delay = 0.3
+    first = threading.Thread(target=fetch)
+    first.start()
+    while not server.ranges:
+        time.sleep(0.01)
+    fetch()
+    first.join()
+    assert server.ranges == [None]
+    assert (folder / "gzip.zip").read_bytes() == PAYLOAD
+    assert "gzip.zip: another process is downloading it; waiting" in capsys.readouterr().err

@@ -248,3 +248,21 @@ def test_the_localization_network_of_the_documentation_is_ours():
         for network in (found["localization"], models._compact_localization())
     ]
     assert named[0] == named[1]
+
+
+@pytest.mark.parametrize("architecture", ["compact", "fcn"])
+def test_the_keras_setting_of_the_data_format_changes_nothing(architecture):
+    usual = stn.classifier(architecture, num_classes=5)
+    before = keras.config.image_data_format()
+    try:
+        keras.config.set_image_data_format("channels_first")
+        found = stn.classifier(architecture, num_classes=5)
+        layer = stn.SpatialTransformer("affine")
+        layer.build((None, 3, 28, 20))
+    finally:
+        keras.config.set_image_data_format(before)
+    found.set_weights(usual.get_weights())
+    one, other = (ops.convert_to_numpy(model(IMAGES)) for model in (found, usual))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    kernels = [w.shape for w in layer.localization.weights if len(w.shape) == 4]
+    assert kernels == [(5, 5, 3, 20), (5, 5, 20, 20)]

@@ -159,6 +159,12 @@ def test_images_of_the_users_own_are_shown_as_in_training(shown, digit):
     assert squashed[2:4].max() > 200
 
 
+def test_photographs_of_ours_are_shown_as_in_training(shown, digit):
+    pale = digit // 3 + 20
+    seen = shown(pale, data="signs", canvas=14, background="mixed")
+    np.testing.assert_array_equal(seen[0, ..., 0], pale)
+
+
 def test_images_are_brought_to_the_background_of_training(shown, digit):
     mine = {"data": "folder:mine", "canvas": 14}
     for background, expected in (

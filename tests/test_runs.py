@@ -190,11 +190,12 @@ def test_damaged_config(run):
 
 
 def test_frames_are_in_the_order_of_the_epochs(run):
-    for epoch in (10, 0, 2):
+    for epoch in (1000, 10, 0, 2, 999):
         runs.write_text(run.frame_file(epoch), "")
     runs.write_text(run.frames_folder / "mine.png", "")
     names = [frame.name for frame in run.frames()]
-    assert names == ["epoch-000.png", "epoch-002.png", "epoch-010.png"]
+    order = ["000", "002", "010", "999", "1000"]
+    assert names == [f"epoch-{epoch}.png" for epoch in order]
 
 
 def test_clear_deletes_the_files_of_the_run_only(run):
@@ -202,13 +203,21 @@ def test_clear_deletes_the_files_of_the_run_only(run):
         if name.endswith("_file"):
             runs.write_text(file, "x")
     runs.write_text(run.frame_file(0), "x")
+    for suffix in (".json", ".csv", ".png"):  # of what is no more
+        runs.write_text(run.sweep_file("rotation").with_suffix(suffix), "x")
     (run.path / ".unfinished-model-abc.keras").touch()  # of a process that was killed
     (run.frames_folder / ".unfinished-epoch-001-abc.png").touch()
-    mine = [run.path / "notes.txt", run.frames_folder / "mine.png"]
+    mine = [run.path / "notes.txt", run.path / "sweep.png", run.frames_folder / "mine.png"]
     for file in mine:
         runs.write_text(file, "mine")
     run.clear()
     assert sorted(p for p in run.path.rglob("*") if p.is_file()) == sorted(mine)
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    with pytest.raises(UserError, match=r"Expected a file to write\. Received: .*, a folder"):
+        runs.write_text(tmp_path, "x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_readable_by_people(tmp_path):

@@ -152,6 +152,16 @@ def test_a_run_with_a_transformer_is_no_control(pair):
             sweeps.sweep(pair[1], "noise", control=wrong, strengths=[0.0])
 
 
+def test_a_control_of_another_backend_is_read_on_that_of_the_run(pair, control, tmp_path):
+    path = tmp_path / "other"
+    shutil.copytree(control, path)
+    run = stn.Run(path)
+    other = "jax" if run.config.backend != "jax" else "torch"
+    run.config_file.write_text(run.config.replace(backend=other).to_toml(), encoding="utf-8")
+    results = sweeps.sweep(pair[1], "noise", control=path, strengths=[0.0])
+    assert len(results["runs"]) == 2
+
+
 def test_command(pair, control):
     from typer.testing import CliRunner
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 import stn
 from conftest import draw_shapes
-from stn.tool import data, runs
+from stn.tool import checkpoints, data, runs
 from stn.tool.config import UserError
 from stn.tool.data import distortions
 from stn.tool.progress import Progress
@@ -643,10 +643,42 @@ def test_folder_in_use(shapes_config, trained, tmp_path):
 
 def test_no_place_to_write(shapes_config, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match=r"Expected a folder .*file[/\\]run, but .*file is a file"):
         stn.train(shapes_config, tmp_path / "file" / "run")
     with pytest.raises(OSError):
         stn.train(shapes_config, "/proc/stn-run")
+
+
+@pytest.mark.parametrize("kind", ["empty", "link", "current"])
+def test_a_folder_that_is_there_stays(kind, shapes_config, tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    out = folder
+    if kind == "link":
+        out = tmp_path / "link"
+        out.symlink_to(folder, target_is_directory=True)
+    elif kind == "current":
+        monkeypatch.chdir(folder)
+        out = "."
+    run, config = checkpoints.prepare(out, shapes_config, resume=False, overwrite=False)
+    checkpoints.begin(run, config, resume=False, overwrite=False)
+    assert sorted(file.name for file in folder.iterdir()) == ["config.toml", "environment.json"]
+    assert len(list(tmp_path.iterdir())) == 1 + (kind == "link")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_two_runs_that_begin_together_are_not_mixed(there, shapes_config, tmp_path):
+    out = tmp_path / "run"
+    if there:
+        out.mkdir()
+    first, second = (
+        checkpoints.prepare(out, shapes_config.replace(seed=seed), resume=False, overwrite=False)
+        for seed in (1, 2)
+    )
+    checkpoints.begin(*first, resume=False, overwrite=False)
+    with pytest.raises(UserError, match="which holds a run; go on with it"):
+        checkpoints.begin(*second, resume=False, overwrite=False)
+    assert runs.Run(out).config.seed == 1
 
 
 # --- exact resume --------------------------------------------------------------------------------

@@ -568,17 +568,18 @@ def _sizes(output_size: Any, heads: int) -> Any:
 def _cnn(size: tuple[int, ...], data_format: str, dtype: Any) -> keras.Sequential:
     """Two 5x5 convolutions on a copy of at most 32 pixels; keeps where things are."""
     n = len(size)
+    options = {"data_format": "channels_last", "dtype": dtype}
     convolution = {2: layers.Conv2D, 3: layers.Conv3D}[n]
     pooling = {2: layers.MaxPooling2D, 3: layers.MaxPooling3D}[n]
     return keras.Sequential(
         [
             *_channels_last(data_format, n),
             *_reduce(size, 32, dtype),
-            convolution(20, 5, padding="same", activation="relu", dtype=dtype),
-            pooling(padding="same", dtype=dtype),
-            convolution(20, 5, padding="same", activation="relu", dtype=dtype),
-            pooling(padding="same", dtype=dtype),
-            layers.Flatten(dtype=dtype),
+            convolution(20, 5, padding="same", activation="relu", **options),
+            pooling(padding="same", **options),
+            convolution(20, 5, padding="same", activation="relu", **options),
+            pooling(padding="same", **options),
+            layers.Flatten(**options),
             layers.Dense(50, activation="relu", dtype=dtype),
         ],
         name="cnn",
@@ -587,11 +588,12 @@ def _cnn(size: tuple[int, ...], data_format: str, dtype: Any) -> keras.Sequentia
 
 def _mlp(size: tuple[int, ...], data_format: str, dtype: Any) -> keras.Sequential:
     """Two dense layers on a copy of at most 32 pixels."""
+    options = {"data_format": "channels_last", "dtype": dtype}
     return keras.Sequential(
         [
             *_channels_last(data_format, len(size)),
             *_reduce(size, 32, dtype),
-            layers.Flatten(dtype=dtype),
+            layers.Flatten(**options),
             layers.Dense(64, activation="relu", dtype=dtype),
             layers.Dense(64, activation="relu", dtype=dtype),
         ],
@@ -612,4 +614,8 @@ def _channels_last(data_format: str, dimensions: int) -> list[layers.Layer]:
 def _reduce(size: tuple[int, ...], limit: int, dtype: Any) -> list[layers.Layer]:
     factor = -(-max(size) // limit)
     pooling = {2: layers.AveragePooling2D, 3: layers.AveragePooling3D}[len(size)]
-    return [] if factor == 1 else [pooling(factor, padding="same", dtype=dtype)]
+    return (
+        []
+        if factor == 1
+        else [pooling(factor, padding="same", data_format="channels_last", dtype=dtype)]
+    )

@@ -15,6 +15,8 @@ from stn.layers import SpatialTransformer
 TRANSFORMER = "stn"
 """The name of the transformer layer in every classifier; see `looks` for what it gives."""
 
+_LAST: dict[str, Any] = {"data_format": "channels_last"}  # whatever Keras is set to
+
 
 def classifier(
     architecture: str = "compact",
@@ -121,7 +123,7 @@ def classifier(
             else:
                 x = layers.Concatenate(name="heads")([straight for straight, _, _ in seen])
             if pooling > 1:
-                x = layers.AveragePooling2D(pooling, name="pooling")(x)
+                x = layers.AveragePooling2D(pooling, name="pooling", **_LAST)(x)
         width = 1.0
         if parameters is not None:
             others = transformer.count_params() if transformer is not None else 0
@@ -196,13 +198,17 @@ def _reference_features(name: str, width: float = 1.0) -> list[layers.Layer]:
     for filters in (64, 128, 256):
         stack += [
             layers.Conv2D(
-                _units(filters, width), 3, activation="relu", kernel_initializer="he_normal"
+                _units(filters, width),
+                3,
+                activation="relu",
+                kernel_initializer="he_normal",
+                **_LAST,
             ),
-            layers.MaxPooling2D(2),
+            layers.MaxPooling2D(2, **_LAST),
         ]
     return [
         *stack,
-        layers.GlobalAveragePooling2D(),
+        layers.GlobalAveragePooling2D(**_LAST),
         layers.Dense(_units(256, width), activation="relu"),
         layers.Dense(_units(128, width), activation="relu"),
     ]
@@ -221,14 +227,14 @@ def _compact_localization() -> keras.Sequential:
     return keras.Sequential(
         [
             # Where a character is and how it stands can be seen at half the resolution.
-            layers.AveragePooling2D(2, padding="same"),
+            layers.AveragePooling2D(2, padding="same", **_LAST),
             # Normalized, or at a learning rate that suits the classifier all units may die in the
             # first epoch, and every image gets the same transformation (docs/experiments.md).
             *_convolution(20, 5, 1),
-            layers.MaxPooling2D(2, padding="same"),
+            layers.MaxPooling2D(2, padding="same", **_LAST),
             *_convolution(20, 5, 1),
-            layers.MaxPooling2D(2, padding="same"),
-            layers.Flatten(),
+            layers.MaxPooling2D(2, padding="same", **_LAST),
+            layers.Flatten(**_LAST),
             layers.Dense(64, use_bias=False),
             layers.BatchNormalization(momentum=0.9),
             layers.Activation("relu"),
@@ -246,8 +252,8 @@ def _compact_body(width: float) -> keras.Sequential:
             *_convolution(_units(32, width), 5, 2),
             *_convolution(_units(64, width), 3, 2),
             *_convolution(_units(128, width), 3, 1),
-            layers.MaxPooling2D(2, padding="same"),
-            layers.Flatten(),
+            layers.MaxPooling2D(2, padding="same", **_LAST),
+            layers.Flatten(**_LAST),
             layers.Dropout(0.2),
             layers.Dense(_units(256, width), activation="relu"),
             layers.Dropout(0.3),
@@ -264,7 +270,7 @@ def _large_body(width: float) -> keras.Sequential:
             *_convolution(_units(128, width), 3, 2),
             *_convolution(_units(128, width), 3, 1),
             *_convolution(_units(256, width), 3, 2),
-            layers.Flatten(),
+            layers.Flatten(**_LAST),
             layers.Dropout(0.4),
             layers.Dense(_units(256, width), activation="relu"),
             layers.Dropout(0.4),
@@ -284,7 +290,7 @@ def _cnn_body(width: float) -> keras.Sequential:
             PoolTo(4),
             *_convolution(128, 3, 1),
             *_convolution(_units(128, width), 3, 1),
-            layers.Flatten(),
+            layers.Flatten(**_LAST),
             layers.Dropout(0.1),
         ],
         name="body",
@@ -294,8 +300,8 @@ def _cnn_body(width: float) -> keras.Sequential:
 def _fcn_localization() -> keras.Sequential:
     return keras.Sequential(
         [
-            layers.AveragePooling2D(2, padding="same"),
-            layers.Flatten(),
+            layers.AveragePooling2D(2, padding="same", **_LAST),
+            layers.Flatten(**_LAST),
             layers.Dense(64, activation="relu"),
             layers.Dense(64, activation="relu"),
             layers.Rescaling(0.3),  # see the compact one
@@ -305,7 +311,7 @@ def _fcn_localization() -> keras.Sequential:
 
 
 def _fcn_body(width: float) -> keras.Sequential:
-    stack: list[layers.Layer] = [layers.Flatten()]
+    stack: list[layers.Layer] = [layers.Flatten(**_LAST)]
     for units in (256, 256, 128):
         stack += [
             layers.Dense(_units(units, width), use_bias=False),
@@ -319,7 +325,7 @@ def _fcn_body(width: float) -> keras.Sequential:
 def _template_body(width: float) -> keras.Sequential:
     # A template for each class, and nothing that could make up for what is not aligned: only the
     # transformer can.
-    return keras.Sequential([layers.Flatten()], name="body")
+    return keras.Sequential([layers.Flatten(**_LAST)], name="body")
 
 
 def _units(usual: int, width: float) -> int:
@@ -328,7 +334,7 @@ def _units(usual: int, width: float) -> int:
 
 def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
     return [
-        layers.Conv2D(filters, size, strides, padding="same", use_bias=False),
+        layers.Conv2D(filters, size, strides, padding="same", use_bias=False, **_LAST),
         layers.BatchNormalization(momentum=0.9),
         layers.Activation("relu"),
     ]
@@ -457,8 +463,8 @@ def _adder_body(width: float) -> Apart:
             *_convolution(_units(32, width), 5, 2),
             *_convolution(_units(64, width), 3, 2),
             *_convolution(_units(64, width), 3, 1),
-            layers.MaxPooling2D(2, padding="same"),
-            layers.Flatten(),
+            layers.MaxPooling2D(2, padding="same", **_LAST),
+            layers.Flatten(**_LAST),
             layers.Dropout(0.2),
             layers.Dense(_units(128, width), activation="relu"),
             layers.Dropout(0.2),

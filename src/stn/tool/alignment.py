@@ -36,6 +36,11 @@ def affine_part(grid: Any, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
     fitted = np.linalg.pinv(basis) @ np.where(np.isfinite(points), points, 0.0)
     matrix = np.tile(np.eye(3), (count, 1, 1))
     matrix[:, :2] = fitted.transpose(0, 2, 1)
+    # Along an axis of one point nothing is stretched: there it goes as along the other.
+    if width == 1:
+        matrix[:, :2, 0] = [1, 0] if height == 1 else matrix[:, [1, 0], 1] * [1, -1]
+    if height == 1:
+        matrix[:, :2, 1] = matrix[:, [1, 0], 0] * [-1, 1]
     distance = np.linalg.norm(points - basis @ fitted, axis=-1)
     return matrix, np.sqrt(np.mean(distance**2, axis=-1)) / max(size)
 

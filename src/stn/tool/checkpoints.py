@@ -91,7 +91,7 @@ def check_data(run: runs.Run, about: dict[str, Any]) -> None:
         return
     before = run.dataset
     for key in ("class_names", "image_shape", "input_shape", "train", "validation"):
-        if before[key] != about[key]:
+        if key in about and before[key] != about[key]:
             raise UserError(
                 f"Expected the data the run was begun with, {key}={before[key]!r}. "
                 f"Received: {about[key]!r}"
@@ -111,6 +111,12 @@ def begin(run: runs.Run, config: Config, *, resume: bool, overwrite: bool) -> No
 def _check_free(run: runs.Run, overwrite: bool) -> None:
     """Make sure that a new run may be written to a folder."""
     if not run.path.exists():
+        above = next(parent for parent in run.path.absolute().parents if parent.exists())
+        if not above.is_dir():
+            raise UserError(
+                f"Expected a folder to write the run to. Received: {run.path}, but {above} is a "
+                "file"
+            )
         return
     if not run.path.is_dir():
         raise UserError(f"Expected a folder to write the run to. Received: {run.path}, a file")
@@ -157,19 +163,24 @@ def _check_resumable(run: runs.Run, config: Config) -> None:
 
 def _create(run: runs.Run, config: Config, overwrite: bool) -> None:
     """Make the run folder appear at once, with all that is needed to resume it."""
+    _check_free(run, overwrite)  # another run may have begun there while the data was read
     if overwrite and run.config_file.exists():
         run.clear()
     parent = run.path.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{run.path.name}-") as folder:
-        new = runs.Run(Path(folder) / run.path.name)
+        new = runs.Run(Path(folder) / "run")
         runs.write_text(new.config_file, config.to_toml())
         runs.write_json(new.environment_file, environment.describe())
-        if run.path.exists() and any(run.path.iterdir()):  # someone else's files after --overwrite
-            for file in new.path.iterdir():
-                file.replace(run.path / file.name)
-        else:
+        try:
             new.path.replace(run.path)
+        except OSError:  # a folder that stays: a link, a mount, one with someone else's files
+            if not run.path.is_dir():
+                raise
+            if not overwrite:
+                _check_free(run, overwrite)
+            for file in (new.environment_file, new.config_file):
+                file.replace(run.path / file.name)
 
 
 def save_model(run: runs.Run, model: keras.Model) -> None:

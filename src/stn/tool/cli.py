@@ -9,6 +9,7 @@ import gc
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import tomllib
@@ -64,6 +65,12 @@ def main() -> None:
         if type(error).__name__ != "TrainingError":  # its module would import Keras
             raise
         _fail(str(error), 1)
+
+
+def _written(out: Path) -> int | None:
+    """When the configuration in a run folder was written; None if there is none."""
+    file = runs.Run(out).config_file
+    return file.stat().st_mtime_ns if file.is_file() else None
 
 
 def _forget_iterators() -> None:
@@ -198,14 +205,14 @@ def _train(
         wanted = config.Config(**flags)
     if out is None:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = wanted.data.replace("/", "-").replace(":", "-").strip("-.")
+        name = re.sub(r"[/\\:]", "-", wanted.data).strip("-.")
         out = Path("runs") / f"{name}-{wanted.transform}-{now}"
 
     from stn.tool.progress import Progress
 
     progress = Progress()
     _start_backend(wanted.backend)
-    run = None
+    run, before = None, _written(out)
     try:
         watched = _watched(out, port, progress, new=resume is None)
         with watched if watch else contextlib.nullcontext():
@@ -216,7 +223,7 @@ def _train(
         pass
     if run is None:
         _forget_iterators()
-        if runs.Run(out).config_file.exists():
+        if resume is not None or _written(out) != before:
             _fail(f"Interrupted. Go on with: stn train --resume {out}", 130)
         _fail("Interrupted before anything was written", 130)
     if json_:

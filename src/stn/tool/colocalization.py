@@ -47,6 +47,8 @@ ENCODER_STEPS, ENCODER_BATCH = 450, 256
 SLACK = 2 / 42  # normalized: a digit counts as whole if no more than two pixels of its frame miss
 SHOWN = 16  # canvases in a picture
 
+_LAST: dict[str, Any] = {"data_format": "channels_last"}  # whatever Keras is set to
+
 # Streams of randomness: the number after the seed.
 _SCENES, _ENCODER, _STEPS = 10, 11, 12
 
@@ -110,6 +112,15 @@ def train(
     locator = build_locator(scenes.images.shape[1:], size)
     classifier, encoder = build_encoder(digits.images.shape[1:], len(names) + 1)
     summary = checkpoints.summarize(locator)
+    about = {
+        "name": config.data,
+        "class_names": list(names),
+        "image_shape": list(digits.images.shape[1:]),
+        "input_shape": list(scenes.images.shape[1:]),
+        "train": len(scenes.images),
+    }
+    if resume:
+        checkpoints.check_data(run, about)
     checkpoints.begin(run, config, resume=resume, overwrite=overwrite)
     new, encoder_accuracy = not run.checkpoint_file.exists(), 0.0
     if new:
@@ -126,16 +137,7 @@ def train(
     else:
         state = {"history": [], "encoder_accuracy": encoder_accuracy, "seconds": 0.0}
         runs.write_text(run.summary_file, summary)
-        runs.write_json(
-            run.dataset_file,
-            {
-                "name": config.data,
-                "class_names": list(names),
-                "image_shape": list(digits.images.shape[1:]),
-                "input_shape": list(scenes.images.shape[1:]),
-                "train": len(scenes.images),
-            },
-        )
+        runs.write_json(run.dataset_file, about)
         _draw(run, config, 0, locator, scenes, zoom_at(0, config.epochs))
         board.add(0, {}, run.frame_file(0))
         checkpoints.save(run, model, state, model.get_weights())
@@ -302,9 +304,9 @@ def build_encoder(shape: tuple[int, int, int], num_classes: int) -> tuple[keras.
         descriptions that have nothing in common is 1.
     """
     windows = keras.Input(shape)
-    x = layers.Conv2D(32, 5, 2, padding="same", activation="relu")(windows)
-    x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
-    x = layers.Flatten()(layers.MaxPooling2D(2)(x))
+    x = layers.Conv2D(32, 5, 2, padding="same", activation="relu", **_LAST)(windows)
+    x = layers.Conv2D(64, 3, padding="same", activation="relu", **_LAST)(x)
+    x = layers.Flatten(**_LAST)(layers.MaxPooling2D(2, **_LAST)(x))
     dropped = layers.Dropout(0.2)(x)
     hidden = layers.Dense(128, activation="relu")
     second, last = layers.Dense(64, activation="relu"), layers.Dense(num_classes)
@@ -424,10 +426,10 @@ def build_locator(shape: tuple[int, int, int], window: tuple[int, int]) -> keras
     images = keras.Input(shape, name="images")
     pointing = keras.Sequential(
         [
-            layers.AveragePooling2D(2, padding="same"),
-            layers.Conv2D(16, 5, 2, padding="same", activation="elu"),
-            layers.Conv2D(32, 5, padding="same", activation="elu"),
-            layers.Conv2D(1, 5, padding="same"),
+            layers.AveragePooling2D(2, padding="same", **_LAST),
+            layers.Conv2D(16, 5, 2, padding="same", activation="elu", **_LAST),
+            layers.Conv2D(32, 5, padding="same", activation="elu", **_LAST),
+            layers.Conv2D(1, 5, padding="same", **_LAST),
             Centroid(),
         ],
         name="localization",

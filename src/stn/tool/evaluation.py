@@ -136,8 +136,11 @@ def load_model(run: runs.Run, backend: str | None) -> Any:
     return model
 
 
-def predict_probabilities(model: Any, images: np.ndarray, *, batch_size: int = 1024) -> np.ndarray:
+def predict_probabilities(
+    model: Any, images: np.ndarray, *, batch_size: int | None = None
+) -> np.ndarray:
     """Class probabilities `(count, classes)` for images `(count, height, width, channels)`."""
+    batch_size = batch_size or distortions.at_once(images.shape[1:3])
     batch_size = min(batch_size, max(len(images), 1))
     parts = []
     for start in range(0, len(images), batch_size):

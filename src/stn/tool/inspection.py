@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ def inspect(
         `image`, its path; `classes`, the most probable first, each with its `class` and its
         `probability`; `transform`, the family; and, if there is a transformer, its parameters
         `params`, what they do to the picture in numbers (`about`: degrees, factors, fractions of
-        the image) and in plain `words`; of several heads a list of each. With `out` the path of
-        the `picture`.
+        the image; None for what is not finite) and in plain `words`; of several heads a list of
+        each. With `out` the path of the `picture`.
 
     Raises:
         UserError: If the run, the image or the place of the picture cannot be used.
@@ -73,7 +74,10 @@ def look(
     }
     if seen.looks:
         params = [[float(value) for value in head.params[0]] for head in seen.looks]
-        about = [dict(head.about[0]) for head in seen.looks]
+        about = [
+            {key: value if math.isfinite(value) else None for key, value in head.about[0].items()}
+            for head in seen.looks
+        ]
         one = len(seen.looks) == 1
         found["params"], found["about"] = (params[0], about[0]) if one else (params, about)
         found["words"] = seen.tell(alignment.in_words)[0]

@@ -212,17 +212,18 @@ def _read_inputs(
     config, about = run.config, run.dataset
     (height, width, channels), canvas = about["image_shape"], about["input_shape"]
     enough = 4 * max(height, canvas[0]), 4 * max(width, canvas[1])
-    own = config.data.startswith(("folder:", "tfds:"))
     kind, color = about.get("background", "dark"), about.get("background_color")
+    # Images of ours are drawings on a clean background; photographs and the user's own are not.
+    as_is = kind == "mixed" or config.data.startswith(("folder:", "tfds:"))
     for found in find_images(paths, on_error=on_error, leave_out=leave_out):
         place = str(Path(found.place).with_suffix(""))
         try:
             for name, image in read_frames(
                 found.source, name=found.name, enough=enough, channels=channels
             ):
-                if own and config.image_size:  # as in training, where the aspect ratio was not kept
+                if as_is and config.image_size:  # as in training, whatever the aspect
                     image = convert(image, size=(height, width))
-                image = _prepare(image, (height, width), canvas[:2], kind, color, as_is=own)
+                image = _prepare(image, (height, width), canvas[:2], kind, color, as_is=as_is)
                 yield name, place + name.removeprefix(found.name), image
         except UserError as error:
             on_error(error)

@@ -66,7 +66,8 @@ class Run:
 
     def frames(self) -> list[Path]:
         """The monitor's pictures, in the order of the epochs."""
-        return sorted(self.frames_folder.glob("epoch-*.png"))
+        files = self.frames_folder.glob("epoch-*.png")
+        return sorted(files, key=lambda file: (len(file.name), file.name))
 
     @property
     def config(self) -> Config:
@@ -115,6 +116,8 @@ class Run:
         """Delete the files of the run; what else lies in the folder stays."""
         self.clear_unfinished()
         files = [v for k, v in vars(self).items() if k.endswith("_file")]
+        for sweep in self.path.glob(self.sweep_file("*").name):
+            files += [sweep, sweep.with_suffix(".csv"), sweep.with_suffix(".png")]
         for file in [*files, *self.frames(), *self.board_folder.glob("events.out.tfevents.*")]:
             file.unlink(missing_ok=True)
         for folder in (self.frames_folder, self.board_folder):
@@ -227,6 +230,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     temporary.write_text("{}")
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"Expected a file to write. Received: {str(path)!r}, a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: writers such as Pillow and Keras choose the format by it.
     try:

@@ -97,7 +97,8 @@ def sweep(
         "runs": [],
     }
     for one in opened:
-        reader = _Reader(one, kind, count, backend)
+        # All on one backend: a process has no other.
+        reader = _Reader(one, kind, count, backend or str(opened[0].config.backend))
         results["count"] = len(reader.labels)
         _, still = reader.read(neutral)
         points = []
@@ -165,9 +166,9 @@ def turns_left_over(
 class _Reader:
     """A model, and the same test images disturbed as strongly as asked."""
 
-    def __init__(self, run: runs.Run, kind: str, count: int, backend: str | None):
+    def __init__(self, run: runs.Run, kind: str, count: int, backend: str):
         config = run.config
-        model = evaluation.load_model(run, backend or config.backend)
+        model = evaluation.load_model(run, backend)
         channels = run.dataset["image_shape"][-1]
         self._background = run.dataset.get("background_color")
         _, test = evaluation.load_split(config, "test", channels=channels)

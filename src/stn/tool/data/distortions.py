@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+_PIXELS = 1 << 22  # in the images that are worked on in one go
+
 
 @dataclass(frozen=True)
 class Distortion:
@@ -241,8 +243,20 @@ def augmentation(strength: float, elastic: float = 0.0, padding: str = "zeros") 
     )
 
 
+def at_once(size: tuple[int, int]) -> int:
+    """How many images of a size are worked on in one go: 1,024, or fewer of large ones.
+
+    A power of two, as compiled functions want their batches.
+
+    Example:
+        >>> at_once((28, 28)), at_once((224, 224))
+        (1024, 64)
+    """
+    return max(1, min(1024, 1 << int(math.log2(max(1, _PIXELS / math.prod(size))))))
+
+
 def distort_all(
-    images: np.ndarray, distortion: Distortion, seed: Any, *, chunk: int = 1024
+    images: np.ndarray, distortion: Distortion, seed: Any, *, chunk: int | None = None
 ) -> np.ndarray:
     """Distort a whole split, fixed by the seed.
 
@@ -250,7 +264,7 @@ def distort_all(
         images: uint8 `(count, height, width, channels)`.
         distortion: What to do; images are returned as they are if it does nothing.
         seed: Anything `numpy.random.default_rng` takes.
-        chunk: Images at a time.
+        chunk: Images at a time; by default as many as `at_once` says.
 
     Returns:
         uint8 `(count, *output_size, channels)`.
@@ -260,6 +274,7 @@ def distort_all(
     rng = np.random.default_rng(seed)
     size = distortion.output_size(images.shape[1:3])
     result = np.empty((len(images), *size, images.shape[-1]), "uint8")
+    chunk = chunk or at_once(size)
     for start in range(0, len(images), chunk):
         part = images[start : start + chunk]
         result[start : start + len(part)] = distortion(part, rng)
@@ -285,7 +300,13 @@ def warp_images(
     """
     beyond = Distortion().on(background)
     outside = beyond.padding, beyond.fill_value
-    return _compiled_warp(images.shape[1:], output_size, ("affine",), *outside)(images, params)
+    warp = _compiled_warp(images.shape[1:], output_size, ("affine",), *outside)
+    result = np.empty((len(images), *output_size, images.shape[-1]), "uint8")
+    chunk = at_once(output_size)
+    for start in range(0, len(images), chunk):
+        part = slice(start, start + chunk)
+        result[part] = warp(images[part], params[part])
+    return result
 
 
 _CORNERS = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import filelock
 import pooch
 import requests
 import urllib3
@@ -105,11 +106,12 @@ def _fetch_file(url: str, file: Remote, folder: Path) -> None:
 
     pooch.get_logger().setLevel(logging.WARNING)  # the progress bar says enough
     try:
-        # Pooch looks whether the file is there and unchanged, and renames what is finished.
-        # Its annotation of `downloader` names the arguments of a processor.
-        pooch.retrieve(
-            url, f"sha256:{file.sha256}", file.name, folder, downloader=cast(Any, downloader)
-        )
+        with _alone(folder / file.name):
+            # Pooch looks whether the file is there and unchanged, and renames what is finished.
+            # Its annotation of `downloader` names the arguments of a processor.
+            pooch.retrieve(
+                url, f"sha256:{file.sha256}", file.name, folder, downloader=cast(Any, downloader)
+            )
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise UserError(
             f"Expected to download {url}. Received: {_reason(error)}. "
@@ -120,6 +122,25 @@ def _fetch_file(url: str, file: Remote, folder: Path) -> None:
             f"Expected to write {file.name} into {folder}. Received: {error}. Make room or set "
             "STN_CACHE to another folder"
         ) from error
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process downloads the same; what is there needs no lock to be read."""
+    if path.exists():
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path.parent.parent / f".{path.parent.name}-{path.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"{path.name}: another process is downloading it; waiting", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _download(url: str, part: Path, sha256: str) -> None:
