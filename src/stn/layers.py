@@ -614,8 +614,6 @@ def _channels_last(data_format: str, dimensions: int) -> list[layers.Layer]:
 def _reduce(size: tuple[int, ...], limit: int, dtype: Any) -> list[layers.Layer]:
     factor = -(-max(size) // limit)
     pooling = {2: layers.AveragePooling2D, 3: layers.AveragePooling3D}[len(size)]
-    return (
-        []
-        if factor == 1
-        else [pooling(factor, padding="same", data_format="channels_last", dtype=dtype)]
-    )
+    if factor == 1:
+        return []
+    return [pooling(factor, padding="same", data_format="channels_last", dtype=dtype)]
