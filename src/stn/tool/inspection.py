@@ -10,7 +10,6 @@ from typing import Any
 from PIL import Image
 
 from stn.tool import alignment, evaluation, examples, pictures, prediction, runs
-from stn.tool.config import UserError
 
 CLASSES = 5  # shown, the most probable ones
 
@@ -96,8 +95,6 @@ def look(
 def save(picture: Image.Image, out: str | os.PathLike[str]) -> Path:
     """Write a picture as PNG, all of it or nothing."""
     out = Path(out)
-    if out.is_dir():
-        raise UserError(f"Expected a file to write. Received: {str(out)!r}, a folder")
     with runs.atomic(out) as temporary:
         picture.save(temporary, "PNG")
     return out
