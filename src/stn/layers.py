@@ -588,12 +588,11 @@ def _cnn(size: tuple[int, ...], data_format: str, dtype: Any) -> keras.Sequentia
 
 def _mlp(size: tuple[int, ...], data_format: str, dtype: Any) -> keras.Sequential:
     """Two dense layers on a copy of at most 32 pixels."""
-    options = {"data_format": "channels_last", "dtype": dtype}
     return keras.Sequential(
         [
             *_channels_last(data_format, len(size)),
             *_reduce(size, 32, dtype),
-            layers.Flatten(**options),
+            layers.Flatten(data_format="channels_last", dtype=dtype),
             layers.Dense(64, activation="relu", dtype=dtype),
             layers.Dense(64, activation="relu", dtype=dtype),
         ],

@@ -15,7 +15,8 @@ from stn.layers import SpatialTransformer
 TRANSFORMER = "stn"
 """The name of the transformer layer in every classifier; see `looks` for what it gives."""
 
-_LAST: dict[str, Any] = {"data_format": "channels_last"}  # whatever Keras is set to
+CHANNELS_LAST: dict[str, Any] = {"data_format": "channels_last"}
+"""What layers of images are told, whatever Keras is set to."""
 
 
 def classifier(
@@ -123,7 +124,7 @@ def classifier(
             else:
                 x = layers.Concatenate(name="heads")([straight for straight, _, _ in seen])
             if pooling > 1:
-                x = layers.AveragePooling2D(pooling, name="pooling", **_LAST)(x)
+                x = layers.AveragePooling2D(pooling, name="pooling", **CHANNELS_LAST)(x)
         width = 1.0
         if parameters is not None:
             others = transformer.count_params() if transformer is not None else 0
@@ -202,13 +203,13 @@ def _reference_features(name: str, width: float = 1.0) -> list[layers.Layer]:
                 3,
                 activation="relu",
                 kernel_initializer="he_normal",
-                **_LAST,
+                **CHANNELS_LAST,
             ),
-            layers.MaxPooling2D(2, **_LAST),
+            layers.MaxPooling2D(2, **CHANNELS_LAST),
         ]
     return [
         *stack,
-        layers.GlobalAveragePooling2D(**_LAST),
+        layers.GlobalAveragePooling2D(**CHANNELS_LAST),
         layers.Dense(_units(256, width), activation="relu"),
         layers.Dense(_units(128, width), activation="relu"),
     ]
@@ -227,14 +228,14 @@ def _compact_localization() -> keras.Sequential:
     return keras.Sequential(
         [
             # Where a character is and how it stands can be seen at half the resolution.
-            layers.AveragePooling2D(2, padding="same", **_LAST),
+            layers.AveragePooling2D(2, padding="same", **CHANNELS_LAST),
             # Normalized, or at a learning rate that suits the classifier all units may die in the
             # first epoch, and every image gets the same transformation (docs/experiments.md).
             *_convolution(20, 5, 1),
-            layers.MaxPooling2D(2, padding="same", **_LAST),
+            layers.MaxPooling2D(2, padding="same", **CHANNELS_LAST),
             *_convolution(20, 5, 1),
-            layers.MaxPooling2D(2, padding="same", **_LAST),
-            layers.Flatten(**_LAST),
+            layers.MaxPooling2D(2, padding="same", **CHANNELS_LAST),
+            layers.Flatten(**CHANNELS_LAST),
             layers.Dense(64, use_bias=False),
             layers.BatchNormalization(momentum=0.9),
             layers.Activation("relu"),
@@ -252,8 +253,8 @@ def _compact_body(width: float) -> keras.Sequential:
             *_convolution(_units(32, width), 5, 2),
             *_convolution(_units(64, width), 3, 2),
             *_convolution(_units(128, width), 3, 1),
-            layers.MaxPooling2D(2, padding="same", **_LAST),
-            layers.Flatten(**_LAST),
+            layers.MaxPooling2D(2, padding="same", **CHANNELS_LAST),
+            layers.Flatten(**CHANNELS_LAST),
             layers.Dropout(0.2),
             layers.Dense(_units(256, width), activation="relu"),
             layers.Dropout(0.3),
@@ -270,7 +271,7 @@ def _large_body(width: float) -> keras.Sequential:
             *_convolution(_units(128, width), 3, 2),
             *_convolution(_units(128, width), 3, 1),
             *_convolution(_units(256, width), 3, 2),
-            layers.Flatten(**_LAST),
+            layers.Flatten(**CHANNELS_LAST),
             layers.Dropout(0.4),
             layers.Dense(_units(256, width), activation="relu"),
             layers.Dropout(0.4),
@@ -290,7 +291,7 @@ def _cnn_body(width: float) -> keras.Sequential:
             PoolTo(4),
             *_convolution(128, 3, 1),
             *_convolution(_units(128, width), 3, 1),
-            layers.Flatten(**_LAST),
+            layers.Flatten(**CHANNELS_LAST),
             layers.Dropout(0.1),
         ],
         name="body",
@@ -300,8 +301,8 @@ def _cnn_body(width: float) -> keras.Sequential:
 def _fcn_localization() -> keras.Sequential:
     return keras.Sequential(
         [
-            layers.AveragePooling2D(2, padding="same", **_LAST),
-            layers.Flatten(**_LAST),
+            layers.AveragePooling2D(2, padding="same", **CHANNELS_LAST),
+            layers.Flatten(**CHANNELS_LAST),
             layers.Dense(64, activation="relu"),
             layers.Dense(64, activation="relu"),
             layers.Rescaling(0.3),  # see the compact one
@@ -311,7 +312,7 @@ def _fcn_localization() -> keras.Sequential:
 
 
 def _fcn_body(width: float) -> keras.Sequential:
-    stack: list[layers.Layer] = [layers.Flatten(**_LAST)]
+    stack: list[layers.Layer] = [layers.Flatten(**CHANNELS_LAST)]
     for units in (256, 256, 128):
         stack += [
             layers.Dense(_units(units, width), use_bias=False),
@@ -325,7 +326,7 @@ def _fcn_body(width: float) -> keras.Sequential:
 def _template_body(width: float) -> keras.Sequential:
     # A template for each class, and nothing that could make up for what is not aligned: only the
     # transformer can.
-    return keras.Sequential([layers.Flatten(**_LAST)], name="body")
+    return keras.Sequential([layers.Flatten(**CHANNELS_LAST)], name="body")
 
 
 def _units(usual: int, width: float) -> int:
@@ -334,7 +335,7 @@ def _units(usual: int, width: float) -> int:
 
 def _convolution(filters: int, size: int, strides: int) -> list[layers.Layer]:
     return [
-        layers.Conv2D(filters, size, strides, padding="same", use_bias=False, **_LAST),
+        layers.Conv2D(filters, size, strides, padding="same", use_bias=False, **CHANNELS_LAST),
         layers.BatchNormalization(momentum=0.9),
         layers.Activation("relu"),
     ]
@@ -463,8 +464,8 @@ def _adder_body(width: float) -> Apart:
             *_convolution(_units(32, width), 5, 2),
             *_convolution(_units(64, width), 3, 2),
             *_convolution(_units(64, width), 3, 1),
-            layers.MaxPooling2D(2, padding="same", **_LAST),
-            layers.Flatten(**_LAST),
+            layers.MaxPooling2D(2, padding="same", **CHANNELS_LAST),
+            layers.Flatten(**CHANNELS_LAST),
             layers.Dropout(0.2),
             layers.Dense(_units(128, width), activation="relu"),
             layers.Dropout(0.2),

@@ -47,8 +47,6 @@ ENCODER_STEPS, ENCODER_BATCH = 450, 256
 SLACK = 2 / 42  # normalized: a digit counts as whole if no more than two pixels of its frame miss
 SHOWN = 16  # canvases in a picture
 
-_LAST: dict[str, Any] = {"data_format": "channels_last"}  # whatever Keras is set to
-
 # Streams of randomness: the number after the seed.
 _SCENES, _ENCODER, _STEPS = 10, 11, 12
 
@@ -304,9 +302,9 @@ def build_encoder(shape: tuple[int, int, int], num_classes: int) -> tuple[keras.
         descriptions that have nothing in common is 1.
     """
     windows = keras.Input(shape)
-    x = layers.Conv2D(32, 5, 2, padding="same", activation="relu", **_LAST)(windows)
-    x = layers.Conv2D(64, 3, padding="same", activation="relu", **_LAST)(x)
-    x = layers.Flatten(**_LAST)(layers.MaxPooling2D(2, **_LAST)(x))
+    x = layers.Conv2D(32, 5, 2, padding="same", activation="relu", **models.CHANNELS_LAST)(windows)
+    x = layers.Conv2D(64, 3, padding="same", activation="relu", **models.CHANNELS_LAST)(x)
+    x = layers.Flatten(**models.CHANNELS_LAST)(layers.MaxPooling2D(2, **models.CHANNELS_LAST)(x))
     dropped = layers.Dropout(0.2)(x)
     hidden = layers.Dense(128, activation="relu")
     second, last = layers.Dense(64, activation="relu"), layers.Dense(num_classes)
@@ -426,10 +424,10 @@ def build_locator(shape: tuple[int, int, int], window: tuple[int, int]) -> keras
     images = keras.Input(shape, name="images")
     pointing = keras.Sequential(
         [
-            layers.AveragePooling2D(2, padding="same", **_LAST),
-            layers.Conv2D(16, 5, 2, padding="same", activation="elu", **_LAST),
-            layers.Conv2D(32, 5, padding="same", activation="elu", **_LAST),
-            layers.Conv2D(1, 5, padding="same", **_LAST),
+            layers.AveragePooling2D(2, padding="same", **models.CHANNELS_LAST),
+            layers.Conv2D(16, 5, 2, padding="same", activation="elu", **models.CHANNELS_LAST),
+            layers.Conv2D(32, 5, padding="same", activation="elu", **models.CHANNELS_LAST),
+            layers.Conv2D(1, 5, padding="same", **models.CHANNELS_LAST),
             Centroid(),
         ],
         name="localization",
