@@ -72,14 +72,19 @@ def _runs(made):
     groups = {}
     for one in made:
         groups.setdefault(_without_seed(one["command"]), []).append(one)
-    lines = ["| command | test accuracy | error | seeds | parameters | epochs | training |"]
+    found = "mean_iou" in made[0]  # co-localization
+    names = ["found", "mean overlap"] if found else ["test accuracy", "error"]
+    lines = [f"| command | {' | '.join(names)} | seeds | parameters | epochs | training |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for command, group in groups.items():
         errors = [one["error"] for one in group]
         spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+        second = f"{statistics.mean(errors):.2f} %"
+        if found:
+            second = f"{statistics.mean(one['mean_iou'] for one in group):.2f}"
         lines.append(
             f"| `{command}` | {100 - statistics.mean(errors):.2f}{spread} % "
-            f"| {statistics.mean(errors):.2f} % | {', '.join(str(one['seed']) for one in group)} "
+            f"| {second} | {', '.join(str(one['seed']) for one in group)} "
             f"| {group[0]['parameters']:,} | {group[0]['epochs']} "
             f"| {statistics.mean(one['seconds'] for one in group):.0f} s |"
         )

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import stn
-from stn.tool import colocalization, comparison, runs
+from stn.tool import colocalization, comparison, reproduction, runs
 from stn.tool.config import Config, UserError
 from stn.tool.data.scenes import Scenes, draw_scenes, iou
 
@@ -232,6 +232,16 @@ def test_comparison_says_how_many_were_found(found):
     assert numbers["objects_found"] == found.metrics["accuracy"]
     assert numbers["accuracy"] is None  # that of a class
     assert "98.0%" in comparison.write("objects_found", 0.98)
+
+
+def test_result_is_the_share_found_and_the_overlap(found):
+    one = reproduction.result(found)
+    metrics = found.metrics
+    assert one["error"] == pytest.approx(100 * (1 - metrics["accuracy"]))
+    assert one["mean_iou"] == pytest.approx(metrics["mean_iou"], abs=1e-4)
+    assert one["train"] == one["test"] == 20
+    words = "stn train --recipe colocalization --object-class 3 --batch-size 20 --epochs 3 --seed 7"
+    assert sorted(one["command"].split()) == sorted(words.split())
 
 
 def test_saved_model_points_at_what_was_found(found):

@@ -262,6 +262,17 @@ def test_runs_become_a_record_and_a_table(page, made, tmp_path, monkeypatch):
     assert "(2.1)" in text
 
 
+def test_objects_found_are_no_test_accuracy(page):
+    run = {"command": "stn train --recipe colocalization", "seed": 42, "error": 1.0}
+    run |= {"mean_iou": 0.876, "train": 100, "test": 100, "parameters": 14055, "epochs": 15}
+    run |= {"seconds": 24, "started": "2026-11-28T15:00:00", "revision": "abc", "cpu": "one"}
+    run |= {"backend": "jax", "cores": 2}
+    text = page.render([("colocalization", {"title": "Found", "runs": [run]})])
+    assert "| command | found | mean overlap |" in text
+    assert "| 99.00 % | 0.88 | 42 | 14,055 |" in text
+    assert "accuracy" not in text.split("## Found")[1]
+
+
 def test_a_learning_curve_is_extrapolated_with_its_uncertainty(page):
     def law(count):
         return 12 + 3_000 * count**-0.6

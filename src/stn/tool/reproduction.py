@@ -242,8 +242,13 @@ def _train(config: Config, folder: Path, number: str, progress: Progress) -> Non
 
 
 def result(run: runs.Run) -> dict[str, Any]:
-    """What a finished run came to, and how it is made again; see `collect`."""
+    """What a finished run came to, and how it is made again; see `collect`.
+
+    Of co-localization the share not found is the error, and `mean_iou` is the mean overlap.
+    """
     metrics, where, config = run.metrics, run.environment, run.config
+    # Co-localization is tested on the canvases that it looks at, and says so once.
+    train, test = metrics.get("train", metrics), metrics.get("test", metrics)
     # What the tool filled in by itself is not part of the command, nor where files lie here.
     filled = {"backend": None, "data_dir": None}
     usual = Config(recipe=config.recipe, data=config.data)
@@ -253,9 +258,10 @@ def result(run: runs.Run) -> dict[str, Any]:
         filled["augment"] = None
     return {
         "seed": config.seed,
-        "error": round(100 * (1 - metrics["test"]["accuracy"]), 3),
-        "train": metrics["train"]["count"],
-        "test": metrics["test"]["count"],
+        "error": round(100 * (1 - test["accuracy"]), 3),
+        **({"mean_iou": round(metrics["mean_iou"], 4)} if "mean_iou" in metrics else {}),
+        "train": train["count"],
+        "test": test["count"],
         "parameters": metrics["parameters"],
         "epochs": metrics["epochs"],
         "seconds": round(metrics["train_seconds"]),
