@@ -68,7 +68,7 @@ def test_training_pairs_are_drawn_anew_every_epoch(distort):
 
     config = Config(task="addition", data="mnist", distort=distort, batch_size=16, augment=0.0)
     distortion = evaluation.distortion_of(config)
-    batches = training._Batches(config, numbered(40), distortion)
+    batches = training.Batches(config, numbered(40), distortion)
     drawn = []
     for epoch in (1, 2, 1):
         batches.epoch = epoch

@@ -311,6 +311,14 @@ def test_baseline_is_the_network_of_the_tutorials():
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
 
 
+def test_the_monitor_can_be_timed():
+    import stn
+    from stn.tool.benchmark import steps
+
+    found = steps._monitor(stn.classifier("compact"), steps._draw(70), rounds=2)
+    assert 0 < found["low"] <= found["median"] <= found["high"]
+
+
 @pytest.mark.slow
 def test_train(command, tmp_path):
     import keras

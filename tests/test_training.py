@@ -214,7 +214,7 @@ def test_epochs_are_drawn_anew_from_the_seed(shapes_config, monkeypatch):
     split = data.Split(images, np.arange(40, dtype="int32"))
 
     def batches(epoch, distort="none", **values):
-        made = training._Batches(shapes_config.replace(**values), split, DISTORTIONS[distort])
+        made = training.Batches(shapes_config.replace(**values), split, DISTORTIONS[distort])
         made.epoch = epoch
         return [made[i] for i in range(len(made))]
 

@@ -156,7 +156,7 @@ def train(
     progress.say(_plan(config, len(names), train_split, validation_split, run))
 
     # Training.
-    batches = _Batches(config, train_split, distortion, color)
+    batches = Batches(config, train_split, distortion, color)
     for epoch in range(len(state["history"]) + 1, config.epochs + 1):
         if _out_of_patience(config, state):
             break
@@ -264,7 +264,7 @@ def train(
     return run
 
 
-class _Batches(keras.utils.PyDataset):
+class Batches(keras.utils.PyDataset):
     """The training images of an epoch in a fresh order, freshly distorted."""
 
     def __init__(

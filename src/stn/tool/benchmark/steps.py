@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from stn.tool import learning, runs, training
+from stn.tool import examples, learning, runs, training
 from stn.tool.benchmark import PEERS, Options, startup, timing
 from stn.tool.config import Config
 from stn.tool.data import Split, distortions
@@ -128,7 +128,7 @@ class _Clock(keras.callbacks.Callback):
 
 
 def _ours(config: Config, split: Split) -> tuple[Any, Callable[[], float]]:
-    batches = training._Batches(config, split, distortions.DISTORTIONS["none"])
+    batches = training.Batches(config, split, distortions.DISTORTIONS["none"])
     model = learning.build(config, (_SIZE, _SIZE, 1), _CLASSES, steps=len(batches))
 
     def block() -> float:
@@ -202,12 +202,13 @@ def tutorial_model(**options: Any) -> keras.Model:
     return model
 
 
-def _monitor(model: Any, split: Split, rounds: int) -> dict[str, float]:
+def _monitor(model: keras.Model, split: Split, rounds: int) -> dict[str, float]:
     config = Config(distort="none")
     names = [str(i) for i in range(_CLASSES)]
     with tempfile.TemporaryDirectory() as folder:
         run = runs.Run(folder)
-        monitor = Monitor(run, config, model, split.images, split.labels, names)
+        probe = examples.Probe(model, "affine")
+        monitor = Monitor(run, config, probe, split.images, split.labels, names)
         monitor.draw(0)
         seconds = []
         for epoch in range(1, rounds + 1):
