@@ -133,16 +133,16 @@ def test_what_alarms_watch_is_drawn_where_it_was_measured():
     from stn.tool import plots
 
     history = [{"epoch": e + 1, **alarms.measure(HEALTHY)} for e in range(3)]
-    assert plots.watch_bytes(history).startswith(b"\x89PNG")
-    assert plots.watch_bytes([{"epoch": 1, "loss": 2.0}]) is None
+    assert plots.draw_watched(history).startswith(b"\x89PNG")
+    assert plots.draw_watched([{"epoch": 1, "loss": 2.0}]) is None
     drawn = [
-        plots.watch_bytes([{"epoch": 1, "localization_gradient": size} for size in sizes])
+        plots.draw_watched([{"epoch": 1, "localization_gradient": size} for size in sizes])
         for sizes in ((0.1, 0.1), (0.1, 0.0))
     ]
     assert drawn[0] != drawn[1]  # a gradient that is gone is seen
     for wrong in ({"theta_moved": 1e-6}, {"sampled_area": 1e5}, {"localization_gradient": 1e-30}):
         extreme = [{"epoch": 1, **wrong}, {"epoch": 2, **dict.fromkeys(wrong, 0.0)}]
-        assert plots.watch_bytes(extreme).startswith(b"\x89PNG")
+        assert plots.draw_watched(extreme).startswith(b"\x89PNG")
 
 
 def test_what_to_try_is_not_what_was_done():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stn import get_transform, grids
+from stn import grids
 from stn.tool.config import Config
 
 IMAGES = 256  # of the validation images, looked at after every epoch
@@ -192,6 +192,8 @@ def raised(record: Mapping[str, Any], config: Config) -> dict[str, str]:
             f"to see: try {pull}, {inward}or {slower}"
         )
     if area < COLLAPSED:
+        from stn import get_transform
+
         limits = get_transform(config.transform).limits if config.transform != "none" else ()
         bounds = "scale = [0.3, 1.5]" if "scale" in limits else "displacement = 0.2"
         found["collapsed"] = (

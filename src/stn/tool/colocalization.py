@@ -204,7 +204,7 @@ def train(
         )
         for film in (run.film_file, run.webp_file):
             films.write_film(run.frames(), film)
-        plots.draw_curves(state["history"], run.curves_file, kept_epoch=None)
+        runs.write_bytes(run.curves_file, plots.draw_curves(state["history"], kept_epoch=None))
         report.write_report(run)
     return run
 

@@ -42,12 +42,9 @@ def summarize(run: runs.Run) -> dict[str, Any]:
         the change of the variance within a class by straightening, `sharpness` that of the averages
         afterwards.
     """
-    metrics = run.metrics if run.metrics_file.exists() else {}
-    history = run.history
-    speeds = [
-        r["images_per_second"] for r in history if plots.is_number(r.get("images_per_second"))
-    ]
-    spent = [r["seconds"] for r in history if plots.is_number(r.get("seconds"))]
+    metrics, history = run.metrics, run.history
+    speeds = [r["images_per_second"] for r in history if runs.is_number(r.get("images_per_second"))]
+    spent = [r["seconds"] for r in history if runs.is_number(r.get("seconds"))]
     kept = kept_epoch(run.config, history, metrics)
     so_far = next((r for i, r in enumerate(history, 1) if r.get("epoch", i) == kept), {})
     before, after = (
@@ -65,14 +62,14 @@ def summarize(run: runs.Run) -> dict[str, Any]:
         "train_seconds": metrics.get("train_seconds", sum(spent) if spent else None),
         "images_per_second": statistics.median(speeds) if speeds else None,
         "alignment_error": (metrics.get("alignment") or {}).get("alignment_error"),
-        "variance": left / spread - 1 if plots.is_number(left) and spread else None,
+        "variance": left / spread - 1 if runs.is_number(left) and spread else None,
         "sharpness": after.get("sharpness"),
     }
     return {
         "name": run.path.resolve().name,
         "transform": run.config.transform,
         "finished": bool(metrics),
-    } | {key: value if plots.is_number(value) else None for key, value in found.items()}
+    } | {key: value if runs.is_number(value) else None for key, value in found.items()}
 
 
 def kept_epoch(
@@ -85,7 +82,7 @@ def kept_epoch(
     rated = [
         (record["val_loss"], record.get("epoch", index + 1))
         for index, record in enumerate(history)
-        if plots.is_number(record.get("val_loss"))
+        if runs.is_number(record.get("val_loss"))
     ]
     if not rated:
         return None
@@ -120,15 +117,12 @@ def compare(
         >>> compare(["runs/affine", "runs/control"])["runs"][0]["accuracy"]  # doctest: +SKIP
         0.973
     """
-    opened = [
-        run if isinstance(run, runs.Run) else runs.Run.open(run)
-        for run in ([compared] if isinstance(compared, str | os.PathLike) else compared)
-    ]
+    if isinstance(compared, str | os.PathLike):
+        compared = [compared]
+    opened = [runs.Run.open(run) for run in compared]
     if len(opened) < 2:
         raise UserError(f"Expected two runs or more. Received: {len(opened)}")
     out = Path(out)
-    if out.is_dir():
-        raise UserError(f"Expected an HTML file to write. Received: {str(out)!r}, a folder")
     configs = [run.config.model_dump() for run in opened]
     settings = {key: [config[key] for config in configs] for key in configs[0]}
     differences = {
@@ -169,7 +163,7 @@ def _page(opened: Sequence[runs.Run], results: dict[str, Any]) -> dict[str, Any]
         "wall_names": [names[i] for i in hung],
         "wall_notes": _notes(opened, names),
         "curves": pages.embed(
-            plots.comparison_bytes([run.history for run in opened], names),
+            plots.draw_comparison([run.history for run in opened], names),
             "image/png",
             scale=2,
         ),

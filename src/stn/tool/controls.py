@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stn.tool import pages, plots, runs
+from stn.tool import pages, runs
 from stn.tool.config import UserError
 
 # What decides which test images there are, and what is to be told apart.
@@ -67,8 +67,7 @@ def _facts(run: runs.Run, control: runs.Run) -> list[tuple[str, Any, Any]]:
     found = []
     for one in (run, control):
         dataset = one.dataset if one.dataset_file.exists() else {}
-        metrics = one.metrics if one.metrics_file.exists() else {}
-        test = metrics.get("test") or {}
+        test = one.metrics.get("test") or {}
         per_class = test.get("per_class") or {}
         counts = {key: record.get("count") for key, record in per_class.items()} or None
         names = dataset.get("class_names") or test.get("class_names")
@@ -93,11 +92,11 @@ def differences(run: runs.Run, control: runs.Run) -> list[str]:
         for key in own
         if own[key] != other[key] and key not in _UNIMPORTANT
     ]
-    metrics = [one.metrics if one.metrics_file.exists() else {} for one in (run, control)]
+    metrics = [one.metrics for one in (run, control)]
     checked = (("epochs", "epochs trained", 0.0), ("parameters", "parameters", 0.05))
     for key, label, tolerance in checked:
         ours, theirs = (one.get(key) for one in metrics)
-        if not (plots.is_number(ours) and plots.is_number(theirs)):
+        if not (runs.is_number(ours) and runs.is_number(theirs)):
             continue
         if key == "epochs" and own["epochs"] != other["epochs"]:
             continue  # already said

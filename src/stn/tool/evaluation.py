@@ -87,8 +87,6 @@ def open_run(run: runs.Run | str | os.PathLike[str]) -> runs.Run:
     Raises:
         UserError: If there is no run.
     """
-    if isinstance(run, runs.Run):
-        return run
     path = Path(run)
     if not path.is_file():
         return runs.Run.open(path)

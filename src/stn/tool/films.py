@@ -37,8 +37,7 @@ def write_film(frames: Sequence[Path], path: Any) -> None:
         film = webp_bytes(frames, level) if webp else film_bytes(frames, level)
         if len(film) <= FRAME_BYTES * len(frames):
             break
-    with runs.atomic(path) as temporary:
-        temporary.write_bytes(film)
+    runs.write_bytes(path, film)
 
 
 def film_bytes(frames: Sequence[Path], colors: int) -> bytes:

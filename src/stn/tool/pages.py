@@ -6,13 +6,12 @@ import base64
 import io
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from stn.tool import plots, runs
+from stn.tool import runs
 
 
 def render(template: str, values: dict[str, Any]) -> str:
@@ -64,14 +63,9 @@ def size_of(pictures: Any) -> int:
     return sum(len(picture["source"]) for picture in pictures)
 
 
-def epoch_of(frame: Path) -> int:
-    """The epoch of one of the monitor's pictures."""
-    return int(re.sub(r"\D", "", frame.stem) or 0)
-
-
 def percent(value: Any) -> str:
     """A share, or a dash."""
-    return f"{100 * value:.1f}%" if plots.is_number(value) else "—"
+    return f"{100 * value:.1f}%" if runs.is_number(value) else "—"
 
 
 def duration(seconds: float) -> str:

@@ -1,12 +1,11 @@
-"""Plots of numbers: curves of the training, and the confusion of classes."""
+"""Plots of numbers, as the bytes of a PNG: training, sweeps, histograms, confusion of classes."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from numbers import Real
-from typing import Any, TypeGuard
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,27 +16,20 @@ NARROW = (4.2, 7.0)  # inches of two plots below each other, for a phone
 LINES = (BLUE, "#b93c0a", "#14783a", "#7a3fa0", "#8893a3", "#a8730a")
 
 
-def draw_curves(history: list[dict[str, Any]], path: Any, *, kept_epoch: int | None) -> None:
-    """Plot loss and accuracy of training and validation over the epochs, as PNG.
+def draw_curves(
+    history: list[dict[str, Any]], kept_epoch: int | None, *, narrow: bool = False
+) -> bytes:
+    """Plot loss and accuracy of training and validation over the epochs.
 
     Args:
         history: Records with `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy`; what is
             missing or not finite is left out. A single epoch shows as points.
-        path: Where the PNG goes; written completely or not at all.
         kept_epoch: The epoch whose weights were kept; it is marked.
+        narrow: For a narrow screen: the plots are below each other.
 
     Example:
-        >>> draw_curves(run.history, run.curves_file, kept_epoch=9)  # doctest: +SKIP
+        >>> draw_curves(run.history, kept_epoch=9)  # doctest: +SKIP
     """
-    picture = curves_bytes(history, kept_epoch)
-    with runs.atomic(path) as temporary:
-        temporary.write_bytes(picture)
-
-
-def curves_bytes(
-    history: list[dict[str, Any]], kept_epoch: int | None, *, narrow: bool = False
-) -> bytes:
-    """The PNG of `draw_curves`; for a narrow screen the plots are below each other."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -50,8 +42,7 @@ def curves_bytes(
             (key, "training", "#8893a3", 1.8),
             (f"val_{key}", "validation", BLUE, 2.2),
         ):
-            found = [(r.get("epoch", i + 1), r.get(column)) for i, r in enumerate(history)]
-            found = [(epoch, value) for epoch, value in found if is_number(value)]
+            found = _series(history, column)
             if not found:
                 continue
             epochs, values = zip(*found, strict=True)
@@ -134,8 +125,8 @@ def curves_bytes(
     return _png(figure)
 
 
-def comparison_bytes(histories: Sequence[list[dict[str, Any]]], names: Sequence[str]) -> bytes:
-    """The PNG of the validation accuracy of several runs over the epochs."""
+def draw_comparison(histories: Sequence[list[dict[str, Any]]], names: Sequence[str]) -> bytes:
+    """Plot the validation accuracy of several runs over the epochs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -143,8 +134,7 @@ def comparison_bytes(histories: Sequence[list[dict[str, Any]]], names: Sequence[
     panel = figure.subplots()
     panel.set_title("Validation accuracy", loc="left", fontsize=12, fontweight="bold", pad=10)
     for i, (history, name) in enumerate(zip(histories, names, strict=True)):
-        found = [(r.get("epoch", e + 1), r.get("val_accuracy")) for e, r in enumerate(history)]
-        found = [(epoch, value) for epoch, value in found if is_number(value)]
+        found = _series(history, "val_accuracy")
         if found:
             style = "-" if i < 6 else "--"
             color = LINES[i % len(LINES)]
@@ -161,130 +151,135 @@ def comparison_bytes(histories: Sequence[list[dict[str, Any]]], names: Sequence[
     return _png(figure, bbox_inches="tight", pad_inches=0.15)
 
 
-def watch_bytes(history: list[dict[str, Any]], *, narrow: bool = False) -> bytes | None:
-    """The PNG of what alarms watch over the epochs; None where nothing was measured.
+def _share(value: float) -> str:
+    return f"{100 * value:.3g}%"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+class _Panel(NamedTuple):
+    """What is watched in one plot."""
+
+    title: str
+    lines: dict[str, str]  # labels, by key of the history
+    write: Callable[[float], str]
+    powers: bool = False  # of ten, rather than even steps
+    above: float = math.inf  # where an alarm is raised
+    below: float = 0.0
+
+
+_WATCHED = (
+    _Panel(
+        "Points outside the image",
+        {"out_of_frame": "points"},
+        _share,
+        above=alarms.OUT_OF_FRAME,
+    ),
+    _Panel(
+        "Area looked at (of the image)",
+        {"sampled_area": "median"},
+        _number,
+        powers=True,
+        above=alarms.ZOOMED_OUT,
+        below=alarms.COLLAPSED,
+    ),
+    _Panel(
+        "Movement of the points (of the side)",
+        {"theta_moved": "from the identity", "theta_spread": "from image to image"},
+        _share,
+        below=alarms.ALIKE,
+    ),
+    _Panel("Rank of the transformations", {"theta_rank": "over the images"}, _number),
+    _Panel(
+        "Size of the gradient",
+        {"localization_gradient": "localization", "classifier_gradient": "classifier"},
+        _number,
+        powers=True,
+        below=alarms.VANISHED,
+    ),
+    _Panel("Images at their bounds", {"saturated": "images"}, _share, above=alarms.SATURATED),
+)
+
+
+def draw_watched(history: list[dict[str, Any]], *, narrow: bool = False) -> bytes | None:
+    """Plot what alarms watch over the epochs; None where nothing was measured.
 
     Shaded is where an alarm is raised.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-    percent = FuncFormatter(lambda value, _: f"{100 * value:.3g}%")
-    plain = FuncFormatter(lambda value, _: f"{value:.3g}")
-    # Title, lines, where alarms are raised, form of the numbers, whether by powers of ten.
-    panels = [
-        (
-            "Points outside the image",
-            {"out_of_frame": "points"},
-            [(alarms.OUT_OF_FRAME, None)],
-            percent,
-            False,
-        ),
-        (
-            "Area looked at (of the image)",
-            {"sampled_area": "median"},
-            [(None, alarms.COLLAPSED), (alarms.ZOOMED_OUT, None)],
-            plain,
-            True,
-        ),
-        (
-            "Movement of the points (of the side)",
-            {"theta_moved": "from the identity", "theta_spread": "from image to image"},
-            [(None, alarms.ALIKE)],
-            percent,
-            False,
-        ),
-        (
-            "Rank of the transformations",
-            {"theta_rank": "over the images"},
-            [],
-            plain,
-            False,
-        ),
-        (
-            "Size of the gradient",
-            {"localization_gradient": "localization", "classifier_gradient": "classifier"},
-            [(None, alarms.VANISHED)],
-            plain,
-            True,
-        ),
-        (
-            "Images at their bounds",
-            {"saturated": "images"},
-            [(alarms.SATURATED, None)],
-            percent,
-            False,
-        ),
-    ]
-    measured = {key for record in history for key, value in record.items() if is_number(value)}
-    panels = [panel for panel in panels if measured & panel[1].keys()]
+    panels = [one for one in _WATCHED if any(_series(history, key) for key in one.lines)]
     if not panels:
         return None
     rows = len(panels) if narrow else math.ceil(len(panels) / 2)
     figure = Figure(figsize=(4.2 if narrow else 9, (3 if narrow else 2.8) * rows), dpi=200)
-    axes = figure.subplots(rows, 1 if narrow else 2, squeeze=False)
-    for axis in np.ravel(axes)[len(panels) :]:
+    axes = np.ravel(figure.subplots(rows, 1 if narrow else 2, squeeze=False))
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    for axis, (title, lines, limits, form, powers) in zip(np.ravel(axes), panels, strict=False):
-        axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color="#1c2026")
-        shown = []
-        # Zero has no place among powers of ten: it is drawn below all others.
-        values = [r[key] for r in history for key in lines if is_number(r.get(key)) and r[key] > 0]
-        values += [below for _, below in limits if below is not None]
-        floor = min(values) / 3 if powers and values else -math.inf
-        for i, (key, label) in enumerate(lines.items()):
-            found = [(r.get("epoch", e + 1), r.get(key)) for e, r in enumerate(history)]
-            found = [(e, v) for e, v in found if is_number(v)]
-            if found:
-                color = LINES[i]
-                found = [(e, max(v, floor)) for e, v in found]
-                axis.plot(*zip(*found, strict=True), color=color, marker="o", ms=3, label=label)
-                shown += [value for _, value in found]
-        near = any(below is not None and shown and min(shown) < 10 * below for _, below in limits)
-        powers = powers and bool(shown) and (near or max(shown) > 10 * min(shown))
-        if powers:
-            axis.set_yscale("log")
-            axis.yaxis.set_minor_formatter(NullFormatter())
-        elif shown:
-            axis.set_ylim(bottom=0)
-        # What is far from an alarm need not show where that would be.
-        low, high = axis.get_ylim()
-        low, high = (low / 1.6, high * 1.6) if powers else (low, max(1.15 * high, 1e-6))
-        spans = []
-        for above, below in limits:
-            if above is not None and high > 0.6 * above:
-                high = max(high, 1.3 * above)
-                spans.append((above, None))
-            if below is not None and shown and min(shown) < 3 * below:
-                low = min(low, below / 3) if powers else low
-                spans.append((None, below))
-        for first, last in spans:  # no further than is shown, for Matplotlib cannot draw far
-            ends = (low if first is None else first, high if last is None else last)
-            axis.axhspan(*ends, color="#d9480f", alpha=0.12, lw=0)
-        axis.set_ylim(low, high)
-        if shown and all(isinstance(value, int) for value in shown):
-            axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.yaxis.set_major_formatter(form)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axis.grid(axis="y", color="#e6e9ed", lw=0.8)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.tick_params(which="both", length=0, labelsize=9, labelcolor="#3c434d")
-        axis.set_xlabel("epoch", fontsize=9, color="#5c6470")
-        if len(axis.lines) > 1:
-            axis.legend(frameon=False, fontsize=9, handlelength=1.4)
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_watched(axis, panel, history)
     figure.tight_layout(h_pad=2)
     return _png(figure)
 
 
-def draw_theta(quantities: dict[str, Any], path: Any) -> None:
-    """Plot histograms of how images were turned, zoomed, sheared and moved, as PNG.
+def _draw_watched(axis: Any, panel: _Panel, history: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+    series = [_series(history, key) for key in panel.lines]
+    # Zero has no place among powers of ten: it is drawn below all others.
+    positive = [value for one in series for _, value in one if value > 0]
+    positive += [panel.below] if panel.below else []
+    floor = min(positive) / 3 if panel.powers and positive else -math.inf
+    shown = []
+    for found, label, color in zip(series, panel.lines.values(), LINES, strict=False):
+        if found:
+            epochs, values = zip(*found, strict=True)
+            values = [max(value, floor) for value in values]
+            axis.plot(epochs, values, color=color, marker="o", ms=3, label=label)
+            shown += values
+    near = min(shown) < 10 * panel.below
+    powers = panel.powers and (near or max(shown) > 10 * min(shown))
+    if powers:
+        axis.set_yscale("log")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_ylim(bottom=0)
+    # What is far from an alarm need not show where that would be.
+    low, high = axis.get_ylim()
+    low, high = (low / 1.6, high * 1.6) if powers else (low, max(1.15 * high, 1e-6))
+    spans = []  # no further than is shown, for Matplotlib cannot draw far
+    if high > 0.6 * panel.above:
+        high = max(high, 1.3 * panel.above)
+        spans.append((panel.above, high))
+    if min(shown) < 3 * panel.below:
+        low = min(low, panel.below / 3) if powers else low
+        spans.append((low, panel.below))
+    for ends in spans:
+        axis.axhspan(*ends, color="#d9480f", alpha=0.12, lw=0)
+    axis.set_ylim(low, high)
+    if all(isinstance(value, int) for value in shown):
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: panel.write(value)))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", color="#1c2026")
+    axis.grid(axis="y", color="#e6e9ed", lw=0.8)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(which="both", length=0, labelsize=9, labelcolor="#3c434d")
+    axis.set_xlabel("epoch", fontsize=9, color="#5c6470")
+    if len(axis.lines) > 1:
+        axis.legend(frameon=False, fontsize=9, handlelength=1.4)
+
+
+def draw_theta(quantities: dict[str, Any]) -> bytes:
+    """Plot histograms of how images were turned, zoomed, sheared and moved.
 
     Args:
         quantities: Those of `stn.tool.alignment.survey`.
-        path: Where the PNG goes; written completely or not at all.
 
     Example:
-        >>> draw_theta(survey(...)["quantities"], "theta.png")  # doctest: +SKIP
+        >>> draw_theta(survey(...)["quantities"])  # doctest: +SKIP
     """
     from matplotlib.figure import Figure
 
@@ -312,27 +307,19 @@ def draw_theta(quantities: dict[str, Any], path: Any) -> None:
         panel.hist(np.clip(values, low, high), bins=41, range=(low, high), color=BLUE)
         panel.axvline(1.0 if "zoom" in key else 0.0, color="#8893a3", linestyle=":")
     figure.tight_layout()
-    with runs.atomic(path) as temporary:
-        temporary.write_bytes(_png(figure))
+    return _png(figure)
 
 
-def draw_sweep(results: dict[str, Any], path: Any) -> None:
-    """Plot accuracy, and the alignment error where there is one, over a disturbance, as PNG.
+def draw_sweep(results: dict[str, Any], *, narrow: bool = False) -> bytes:
+    """Plot accuracy, and the alignment error where there is one, over a disturbance.
 
     Args:
         results: What `stn.tool.sweeps.sweep` returns.
-        path: Where the PNG goes; written completely or not at all.
+        narrow: For a narrow screen: the plots are below each other.
 
     Example:
-        >>> draw_sweep(sweep("runs/affine", "rotation"), "rotation.png")  # doctest: +SKIP
+        >>> draw_sweep(sweep("runs/affine", "rotation"))  # doctest: +SKIP
     """
-    picture = sweep_bytes(results)
-    with runs.atomic(path) as temporary:
-        temporary.write_bytes(picture)
-
-
-def sweep_bytes(results: dict[str, Any], *, narrow: bool = False) -> bytes:
-    """The PNG of `draw_sweep`; for a narrow screen the plots are below each other."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
@@ -373,27 +360,19 @@ def sweep_bytes(results: dict[str, Any], *, narrow: bool = False) -> bytes:
     return _png(figure)
 
 
-def draw_confusion(confusion: Any, class_names: Sequence[str], path: Any) -> None:
-    """Plot which classes are taken for which, as PNG: every row adds up to 100%.
+def draw_confusion(confusion: Any, class_names: Sequence[str]) -> bytes:
+    """Plot which classes are taken for which: every row adds up to 100%.
 
     Args:
         confusion: Counts `(k, k)`: rows are the true classes, columns the predicted ones.
         class_names: The names of the `k` classes.
-        path: Where the PNG goes; written completely or not at all.
 
     Raises:
         ValueError: If the shape does not fit the names.
 
     Example:
-        >>> draw_confusion([[9, 1], [0, 5]], ["cat", "dog"], "confusion.png")  # doctest: +SKIP
+        >>> draw_confusion([[9, 1], [0, 5]], ["cat", "dog"])  # doctest: +SKIP
     """
-    picture = confusion_bytes(confusion, class_names)
-    with runs.atomic(path) as temporary:
-        temporary.write_bytes(picture)
-
-
-def confusion_bytes(confusion: Any, class_names: Sequence[str]) -> bytes:
-    """The PNG of `draw_confusion`."""
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
     from matplotlib.figure import Figure
 
@@ -477,6 +456,12 @@ def confusion_bytes(confusion: Any, class_names: Sequence[str]) -> bytes:
     return _png(figure, bbox_inches="tight", pad_inches=0.15)
 
 
+def _series(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    """A value of the history over the epochs, where it is known and finite."""
+    found = [(one.get("epoch", i), one.get(key)) for i, one in enumerate(history, 1)]
+    return [(epoch, value) for epoch, value in found if runs.is_number(value)]
+
+
 def _png(figure: Any, **options: Any) -> bytes:
     import warnings
 
@@ -489,8 +474,3 @@ def _png(figure: Any, **options: Any) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(buffer, format="png", metadata={"Software": None}, **options)
     return buffer.getvalue()
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a finite number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

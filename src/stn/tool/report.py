@@ -44,7 +44,7 @@ def write_report(
         >>> write_report(Run.open("runs/affine"))  # doctest: +SKIP
         PosixPath('runs/affine/report.html')
     """
-    run = run if isinstance(run, runs.Run) else runs.Run.open(run)
+    run = runs.Run.open(run)
     runs.write_text(run.report_file, render(run, control=control))
     return run.report_file
 
@@ -63,8 +63,7 @@ def render(
         watched: The state of the run, as a server calls it that has the page at `/` and answers
             `/state` with it: the page loads itself again when that has changed.
     """
-    if control is not None:
-        control = control if isinstance(control, runs.Run) else runs.Run.open(control)
+    control = None if control is None else runs.Run.open(control)
     return pages.render("report.html", _page(run, control) | {"watched": watched})
 
 
@@ -73,7 +72,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
     config = run.config.model_dump()
     fields = getattr(type(run.config), "model_fields", {})
     history = run.history
-    metrics = run.metrics if run.metrics_file.exists() else {}
+    metrics = run.metrics
     environment = run.environment if run.environment_file.exists() else {}
     test = metrics.get("test") or {}
     names = [str(name) for name in test.get("class_names") or []]
@@ -81,7 +80,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
     kept_epoch = comparison.kept_epoch(run.config, history, metrics)
     summary = run.summary_file
     film, film_note = _film_picture(run)
-    sweeps = [_read_sweep(run, file) for file in sorted(run.path.glob("sweep-*.json"))]
+    sweeps = [_read_sweep(run, kind, file) for kind, file in run.sweeps().items()]
     # Those first that a transformer can take back.
     sweeps.sort(key=lambda sweep: sweep.get("error_unit") is None)
     beside = _control(run, control, sweeps)
@@ -107,7 +106,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
                 "kind": sweep["kind"],
                 "plot": _with_narrow(
                     pages.embed_file(run.sweep_file(sweep["kind"]).with_suffix(".png"), scale=2),
-                    plots.sweep_bytes(sweep, narrow=True),
+                    plots.draw_sweep(sweep, narrow=True),
                 ),
                 "aligned": any("alignment_error" in one["points"][0] for one in sweep["runs"]),
                 "words": _sweep_in_words(sweep),
@@ -116,8 +115,8 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         ],
         # Drawn anew, not read: after an interruption the files may be older than the history.
         "curves": _with_narrow(
-            pages.embed(plots.curves_bytes(history, kept_epoch), "image/png", scale=2),
-            plots.curves_bytes(history, kept_epoch, narrow=True),
+            pages.embed(plots.draw_curves(history, kept_epoch), "image/png", scale=2),
+            plots.draw_curves(history, kept_epoch, narrow=True),
         )
         if history
         else None,
@@ -125,7 +124,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         "alarms": alarms.summarize(history, run.config),
         "classes": _classes(test),
         "pairs": _pairs(confusion, names),
-        "confusion": pages.embed(plots.confusion_bytes(confusion, names), "image/png", scale=2)
+        "confusion": pages.embed(plots.draw_confusion(confusion, names), "image/png", scale=2)
         if confusion
         else None,
         "config": [
@@ -143,7 +142,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
 
 
 def _watched_over(history: list[dict[str, Any]]) -> dict[str, Any] | None:
-    wide, narrow = plots.watch_bytes(history), plots.watch_bytes(history, narrow=True)
+    wide, narrow = plots.draw_watched(history), plots.draw_watched(history, narrow=True)
     if wide is None or narrow is None:
         return None
     return _with_narrow(pages.embed(wide, "image/png", scale=2), narrow)
@@ -189,7 +188,7 @@ def _sentence(config: dict[str, Any], metrics: dict[str, Any], names: list[str])
     layer = f"with {article} {transform}" if transform else "without a"
     model = pages.plain(config.get("model", "?"))
     count = (metrics.get("train") or {}).get("count")
-    images = f"{count:,} images" if plots.is_number(count) else "images"
+    images = f"{count:,} images" if runs.is_number(count) else "images"
     text = f"The {model} model {layer} spatial transformer learned from {images}"
     text += f" of the {pages.plain(config.get('data', '?'))} data"
     if config.get("task") == "colocalization":
@@ -218,7 +217,7 @@ def _notice(config: dict[str, Any], history: list[dict[str, Any]], metrics: dict
     if metrics:
         return ""
     planned = config.get("epochs")
-    of = f" of {planned}" if plots.is_number(planned) else ""
+    of = f" of {planned}" if runs.is_number(planned) else ""
     done = f"{len(history)}{of} epochs are" if history else "No epoch is"
     return f"Training has not finished. {done} done; there are no results on test images yet."
 
@@ -241,57 +240,55 @@ def _headline(
         last = metrics or (history[-1] if history else {})
         count = last.get("count", config.get("batch_size"))
         share = last.get("accuracy")
-        value = f"{share:.0%}" if plots.is_number(share) else "—"
+        value = f"{share:.0%}" if runs.is_number(share) else "—"
         add("Found", value, f"of {count} canvases, overlap above 0.5")
         overlap = last.get("mean_iou")
-        value = f"{overlap:.2f}" if plots.is_number(overlap) else "—"
+        value = f"{overlap:.2f}" if runs.is_number(overlap) else "—"
         add("Mean overlap", value, "intersection over union")
     kept = next((r for r in history if kept_epoch and r.get("epoch") == kept_epoch), {})
     validated = validation.get("accuracy", kept.get("val_accuracy"))
     if metrics and config.get("task") != "colocalization":
         accuracy, count = test.get("accuracy"), test.get("count")
         note = ""
-        if plots.is_number(accuracy) and plots.is_number(count):
+        if runs.is_number(accuracy) and runs.is_number(count):
             note = f"{round(accuracy * count):,} of {count:,} images right"
         add("Test accuracy", pages.percent(accuracy), note)
         if control is not None and control["accuracy"] is not None:
             note = f"run {control['name']}"
-            if plots.is_number(accuracy):
+            if runs.is_number(accuracy):
                 gain = 100 * (accuracy - control["accuracy"])
                 note = f"{gain:+.1f} points with it · {note}"
             if control["differences"]:
                 note += ", which differs in more"
             add("Without the transformer", pages.percent(control["accuracy"]), note)
         turns = metrics.get("alignment") or {}
-        if plots.is_number(turns.get("alignment_error")):
+        if runs.is_number(turns.get("alignment_error")):
             note = "median"
-            if plots.is_number(turns.get("turned")):
+            if runs.is_number(turns.get("turned")):
                 note += f"; images were turned by {turns['turned']:.0f}°"
             add("Turn that remains", f"{turns['alignment_error']:.1f}°", note)
-    if plots.is_number(validated):
+    if runs.is_number(validated):
         note = f"after epoch {kept_epoch}, which was kept" if kept_epoch else ""
         add("Validation accuracy", pages.percent(validated), note)
     done, planned = metrics.get("epochs", len(history)), config.get("epochs")
     note = "stopped early" if metrics.get("stopped_early") else ""
     if kept_epoch:
         note = f"{note}; kept: {kept_epoch}" if note else f"kept: {kept_epoch}"
-    short = plots.is_number(planned) and planned != done
+    short = runs.is_number(planned) and planned != done
     add("Epochs", f"{done} of {planned}" if short else f"{done}", note)
-    if plots.is_number(metrics.get("parameters")):
+    if runs.is_number(metrics.get("parameters")):
         add("Parameters", f"{metrics['parameters']:,}")
-    spent = [r["seconds"] for r in history if plots.is_number(r.get("seconds"))]
+    spent = [r["seconds"] for r in history if runs.is_number(r.get("seconds"))]
     seconds = metrics.get("train_seconds", sum(spent) if spent else None)
-    if plots.is_number(seconds):
+    if runs.is_number(seconds):
         total = metrics.get("total_seconds")
         # Of a resumed run, the total is that of its last process.
-        if plots.is_number(total) and total >= seconds:
+        if runs.is_number(total) and total >= seconds:
             note = f"{pages.duration(total)} in all"
         else:
             note = ""
         add("Training time", pages.duration(seconds), note)
-    speeds = [
-        r["images_per_second"] for r in history if plots.is_number(r.get("images_per_second"))
-    ]
+    speeds = [r["images_per_second"] for r in history if runs.is_number(r.get("images_per_second"))]
     if speeds:
         add("Speed", f"{statistics.median(speeds):,.0f} images/s", "median of the epochs")
     return numbers
@@ -348,8 +345,8 @@ def _wall(run: runs.Run) -> list[dict[str, Any]]:
     return shown if shown[0]["cards"] else []
 
 
-def _read_sweep(run: runs.Run, file: Path) -> dict[str, Any]:
-    sweep, kind = runs.read_json(file), file.stem.removeprefix("sweep-")
+def _read_sweep(run: runs.Run, kind: str, file: Path) -> dict[str, Any]:
+    sweep = runs.read_json(file)
     again = f"type `stn evaluate {shlex.quote(str(run.path))} --sweep {kind}`, or delete it"
     with runs.reading(file, remedy=again):
         _sweep_in_words(sweep)
@@ -394,7 +391,7 @@ def _classes(test: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, record in (test.get("per_class") or {}).items():
         accuracy = record.get("accuracy")
-        known = plots.is_number(accuracy)
+        known = runs.is_number(accuracy)
         rows.append(
             {
                 "name": name,
@@ -453,7 +450,7 @@ def _shots(frames: list[Path]) -> list[dict[str, Any]]:
         shots = [pages.embed_picture(image) for image in films.indexed(chosen, 128)]
         if pages.size_of(shots) <= SHOTS_BYTES * 4 / 3 or most <= 2:
             return [
-                shot | {"epoch": pages.epoch_of(frame)}
+                shot | {"epoch": runs.epoch_of(frame)}
                 for shot, frame in zip(shots, chosen, strict=True)
             ]
         most = max(2, min(most, len(frames)) // 2)
@@ -473,7 +470,7 @@ def _congealing(metrics: dict[str, Any]) -> str:
     before, after = (found.get(key) or {} for key in ("inputs", "outputs"))
     sharp = [one.get("sharpness") for one in (before, after)]
     spread = [one.get("within_class_variance") for one in (before, after)]
-    if not all(map(plots.is_number, sharp + spread)):
+    if not all(map(runs.is_number, sharp + spread)):
         return ""
     text = (
         f"If all images of a class were the same, their average would be as strong as each: 100%. "

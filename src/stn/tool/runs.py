@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
 import tempfile
 import typing
 import zipfile
 import zlib
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,11 @@ class Run:
         """Where the results of a robustness sweep go, as JSON; CSV and PNG are beside it."""
         return self.path / f"sweep-{kind}.json"
 
+    def sweeps(self) -> dict[str, Path]:
+        """The results of the sweeps that are there, by kind."""
+        files = sorted(self.path.glob(self.sweep_file("*").name))
+        return {file.stem.removeprefix("sweep-"): file for file in files}
+
     def frames(self) -> list[Path]:
         """The monitor's pictures, in the order of the epochs."""
         files = self.frames_folder.glob("epoch-*.png")
@@ -91,7 +99,9 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Results on the test images, written when training ended."""
+        """Results on the test images; empty before training has ended."""
+        if not self.metrics_file.exists():
+            return _Found({}, self.metrics_file)
         return _read_object(self.metrics_file)
 
     @property
@@ -116,7 +126,7 @@ class Run:
         """Delete the files of the run; what else lies in the folder stays."""
         self.clear_unfinished()
         files = [v for k, v in vars(self).items() if k.endswith("_file")]
-        for sweep in self.path.glob(self.sweep_file("*").name):
+        for sweep in self.sweeps().values():
             files += [sweep, sweep.with_suffix(".csv"), sweep.with_suffix(".png")]
         for file in [*files, *self.frames(), *self.board_folder.glob("events.out.tfevents.*")]:
             file.unlink(missing_ok=True)
@@ -125,12 +135,14 @@ class Run:
                 folder.rmdir()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Run:
-        """Open an existing run folder.
+    def open(cls, path: Run | str | os.PathLike[str]) -> Run:
+        """Open an existing run folder; a run is returned as it is.
 
         Raises:
             UserError: If it is missing, is not a run, or has another layout version.
         """
+        if isinstance(path, Run):
+            return path
         run = cls(path)
         if run.path.is_file():
             inside = (run.path.parent / run.config_file.name).is_file()
@@ -189,10 +201,20 @@ class _Found(dict[str, Any]):
         self._path = path
 
     def __missing__(self, key: str) -> typing.NoReturn:
-        raise UserError(
-            f"Expected {key!r} in {self._path}. Received: a file without it; it is damaged, or of "
-            "another version"
-        )
+        found = "a file without it; it is damaged, or of another version"
+        if not self._path.exists():
+            found = "no such file; training has not ended"
+        raise UserError(f"Expected {key!r} in {self._path}. Received: {found}")
+
+
+def epoch_of(frame: Path) -> int:
+    """The epoch of one of the monitor's pictures."""
+    return int(re.sub(r"\D", "", frame.stem) or 0)
+
+
+def is_number(value: Any) -> typing.TypeGuard[float]:
+    """Whether something that a JSON file says is a number, and a finite one."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_json(path: Path, object_hook: Any = None) -> Any:
@@ -219,6 +241,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, all of it or nothing."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, all of it or nothing."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
 
 
 @contextlib.contextmanager

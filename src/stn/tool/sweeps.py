@@ -82,10 +82,7 @@ def sweep(
     tried = [float(s) for s in (usual if strengths is None else strengths)]
     if not tried or not all(np.isfinite(tried)) or (kind == "scale" and min(tried) <= 0):
         raise UserError(f"Expected strengths in {unit}. Received: {strengths!r}")
-    opened = [
-        one if isinstance(one, runs.Run) else runs.Run.open(one)
-        for one in (run, *([] if control is None else [control]))
-    ]
+    opened = [runs.Run.open(one) for one in (run, control) if one is not None]
     evaluation.check_task(opened[0], "to disturb its images", "classification")
     for one in opened[1:]:
         controls.check(opened[0], one)
@@ -308,4 +305,4 @@ def _write(run: runs.Run, results: dict[str, Any]) -> None:
         writer = csv.DictWriter(f, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-    plots.draw_sweep(results, stem.with_suffix(".png"))
+    runs.write_bytes(stem.with_suffix(".png"), plots.draw_sweep(results))

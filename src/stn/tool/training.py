@@ -224,7 +224,7 @@ def train(
                 with runs.atomic(run.averages_file) as temporary:
                     averages = seen["inputs"].means(), seen["outputs"].means()
                     pictures.draw_averages(*averages, names).save(temporary)
-            plots.draw_theta(seen["quantities"], run.theta_file)
+            runs.write_bytes(run.theta_file, plots.draw_theta(seen["quantities"]))
             turned = sweeps.turns_left_over(probe, config, test.images, color)
         epochs = len(state["history"])
         kept_epoch = state["best_epoch"] if config.keep == "best" else epochs
@@ -258,8 +258,8 @@ def train(
         )
         for film in (run.film_file, run.webp_file):
             films.write_film(run.frames(), film)
-        plots.draw_curves(state["history"], run.curves_file, kept_epoch=kept_epoch)
-        plots.draw_confusion(results["confusion"], names, run.confusion_file)
+        runs.write_bytes(run.curves_file, plots.draw_curves(state["history"], kept_epoch))
+        runs.write_bytes(run.confusion_file, plots.draw_confusion(results["confusion"], names))
         report.write_report(run)
     return run
 
@@ -289,6 +289,7 @@ class Batches(keras.utils.PyDataset):
 
     @property
     def epoch(self) -> int:
+        """The epoch its images are of; to set it draws another order."""
         return self._epoch
 
     @epoch.setter
