@@ -590,7 +590,7 @@ def test_resume_from_a_damaged_checkpoint(content, shapes_config, trained, tmp_p
     if content is None:
         content = run.checkpoint_file.read_bytes()[:-1000]
     run.checkpoint_file.write_bytes(content)
-    with pytest.raises(UserError, match=r"checkpoint\.npz, which cannot be read"):
+    with pytest.raises(UserError, match=r"checkpoint\.npz, which is damaged: train again"):
         stn.train(shapes_config, run.path, resume=True)
 
 
@@ -661,7 +661,7 @@ def test_a_folder_that_is_there_stays(kind, shapes_config, tmp_path, monkeypatch
         monkeypatch.chdir(folder)
         out = "."
     run, config = checkpoints.prepare(out, shapes_config, resume=False, overwrite=False)
-    checkpoints.begin(run, config, resume=False, overwrite=False)
+    checkpoints.begin(run, config, {}, resume=False, overwrite=False)
     assert sorted(file.name for file in folder.iterdir()) == ["config.toml", "environment.json"]
     assert len(list(tmp_path.iterdir())) == 1 + (kind == "link")
 
@@ -675,9 +675,9 @@ def test_two_runs_that_begin_together_are_not_mixed(there, shapes_config, tmp_pa
         checkpoints.prepare(out, shapes_config.replace(seed=seed), resume=False, overwrite=False)
         for seed in (1, 2)
     )
-    checkpoints.begin(*first, resume=False, overwrite=False)
+    checkpoints.begin(*first, {}, resume=False, overwrite=False)
     with pytest.raises(UserError, match="which holds a run; go on with it"):
-        checkpoints.begin(*second, resume=False, overwrite=False)
+        checkpoints.begin(*second, {}, resume=False, overwrite=False)
     assert runs.Run(out).config.seed == 1
 
 

@@ -147,20 +147,11 @@ def _correlation(
     size: int, margin: int, kernel: tuple[float, ...], padding: str, align_corners: bool
 ) -> np.ndarray:
     """The matrix that correlates an axis, `margin` pixels longer at both ends, with a kernel."""
-    offsets = np.arange(len(kernel)) - len(kernel) // 2
-    at = np.arange(-margin, size + margin)[:, None] + offsets
-    inside = np.ones(at.shape, bool)
-    if padding == "border":
-        at = np.clip(at, 0, size - 1)
-    elif padding == "circular":
-        at = at % size
-    elif padding == "reflection" and align_corners:
-        at = (size - 1) - np.abs(at % max(2 * size - 2, 1) - (size - 1))
-    elif padding == "reflection":
-        at = np.minimum(at % (2 * size), 2 * size - 1 - at % (2 * size))
-    else:
-        inside = (at >= 0) & (at < size)
-    matrix = np.zeros((size + 2 * margin, size))
-    rows = np.broadcast_to(np.arange(len(matrix))[:, None], at.shape)
-    np.add.at(matrix, (rows, np.where(inside, at, 0)), np.where(inside, kernel, 0.0))
-    return matrix
+    mirror = "reflect" if align_corners else "symmetric"
+    mode: Any = {"border": "edge", "circular": "wrap", "reflection": mirror}.get(padding)
+    # Which pixel lies where, counted from 1: padding with zeros leaves 0 where there is none.
+    padded = np.pad(np.arange(1, size + 1), margin + len(kernel) // 2, mode=mode or "constant")
+    at = np.lib.stride_tricks.sliding_window_view(padded, len(kernel))
+    matrix = np.zeros((size + 2 * margin, size + 1))
+    np.add.at(matrix, (np.arange(len(matrix))[:, None], at), kernel)
+    return matrix[:, 1:]

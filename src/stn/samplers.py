@@ -176,17 +176,16 @@ def _read(
     size = values.shape[1:-1]
     if sampler == "bilinear" and (fill or padding == "border") and bilinear.suits(values, at):
         return _read_bilinear(values, at, fill)
-    if aligned and separable.pays(size, REACH[sampler]):
+    _, reach, _ = KERNELS[sampler]
+    by_axis = aligned and separable.pays(size, reach)
+    if by_axis:
         at = [_line(coordinate, axis) for axis, coordinate in enumerate(at)]
-        taps = [
-            _taps(coordinate, n, sampler, padding, align_corners)
-            for coordinate, n in zip(at, size, strict=True)
-        ]
-        return separable.read(values, taps, fill)
     taps = [
         _taps(coordinate, n, sampler, padding, align_corners)
         for coordinate, n in zip(at, size, strict=True)
     ]
+    if by_axis:
+        return separable.read(values, taps, fill)
     pixels = ops.reshape(values, (-1, values.shape[-1]))
     return _gather(pixels, _rows(values, at[0], math.prod(size)), taps, size, fill)
 
@@ -254,7 +253,7 @@ def _taps(
     coordinate: Any, size: int, sampler: str, padding: str, align_corners: bool
 ) -> list[tuple[Any, Any, Any]]:
     """The pixels an axis contributes at each coordinate: (safe index, is inside, weight)."""
-    first, weigh = KERNELS[sampler]
+    first, _, weigh = KERNELS[sampler]
     if padding not in ("reflection", "circular"):
         # Beyond the reach of the kernel all is the same; this keeps infinities out of the weights.
         coordinate = clip(coordinate, first - 2.0, size + 1.0 - first)
@@ -327,18 +326,14 @@ def _lanczos(share: Any) -> list[Any]:
     return [weight / total for weight in weights]
 
 
-KERNELS: dict[str, tuple[int, Any]] = {
-    "nearest": (0, lambda share: [1.0 + share]),
-    "bilinear": (0, _linear),
-    "bicubic": (-1, _cubic),
-    "lanczos3": (-2, _lanczos),
+KERNELS: dict[str, tuple[int, int, Any]] = {
+    "nearest": (0, 1, lambda share: [1.0 + share]),
+    "bilinear": (0, 2, _linear),
+    "bicubic": (-1, 4, _cubic),
+    "lanczos3": (-2, 6, _lanczos),
 }
-"""By name: the first pixel that counts, from the one at or before the point, and the weights of it
-and those after it, given how far the point lies beyond that one (0 to 1)."""
-
-
-REACH = {"nearest": 1, "bilinear": 2, "bicubic": 4, "lanczos3": 6}
-"""How many pixels along an axis each of them weighs."""
+"""By name: the first pixel that counts along an axis, from the one at or before the point, how many
+count, and their weights, given how far the point lies beyond that one (0 to 1)."""
 
 
 def _read_antialiased(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import zipfile
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +80,8 @@ def prepare(
     return run, config
 
 
-def check_data(run: runs.Run, about: dict[str, Any]) -> None:
-    """Make sure that a run goes on with the data it was begun with, wherever they lie now.
-
-    Raises:
-        UserError: If there are other classes, or other images by number or shape.
-    """
+def _check_data(run: runs.Run, about: dict[str, Any]) -> None:
+    """Make sure that a run goes on with the data it was begun with, wherever they lie now."""
     if not run.dataset_file.exists():
         return
     before = run.dataset
@@ -98,9 +93,23 @@ def check_data(run: runs.Run, about: dict[str, Any]) -> None:
             )
 
 
-def begin(run: runs.Run, config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder ready to be written to, new or as the last checkpoint left it."""
+def begin(
+    run: runs.Run, config: Config, about: dict[str, Any], *, resume: bool, overwrite: bool
+) -> None:
+    """Make the folder ready to be written to, new or as the last checkpoint left it.
+
+    Args:
+        run: As `prepare` returns it.
+        config: Likewise.
+        about: What the data are; see `stn.tool.runs.Run.dataset`.
+        resume: As for `prepare`.
+        overwrite: As for `prepare`.
+
+    Raises:
+        UserError: If a run is to go on with other classes, or other images by number or shape.
+    """
     if resume:
+        _check_data(run, about)
         run.clear_unfinished()
         if config != run.config:
             runs.write_text(run.config_file, config.to_toml())
@@ -192,30 +201,31 @@ def save_model(run: runs.Run, model: keras.Model) -> None:
         bare.save(temporary)
 
 
-def save(run: runs.Run, model: keras.Model, state: dict[str, Any], kept: list[np.ndarray]) -> None:
-    """Write all state of the training to one file, at once."""
+def save(
+    run: runs.Run, model: keras.Model, state: dict[str, Any], kept: Sequence[np.ndarray] = ()
+) -> None:
+    """Write all state of the training to one file, at once, and its history for people."""
     arrays: dict[str, Any] = {f"kept/{i}": weight for i, weight in enumerate(kept)}
     for i, variable in enumerate([*model.variables, *model.optimizer.variables]):
         arrays[f"variable/{i}"] = keras.ops.convert_to_numpy(variable)
     arrays["state"] = np.array(json.dumps(state))
     with runs.atomic(run.checkpoint_file) as temporary:
         np.savez(temporary, **arrays)
+    runs.write_json(run.history_file, state["history"])
 
 
 def restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
     """Put everything back as `save` found it; returns its state, with the weights kept."""
     variables = [*model.variables, *model.optimizer.variables]
-    try:
-        with run.checkpoint_file.open("rb") as file, np.load(file) as arrays:
-            state = json.loads(str(arrays["state"]))
-            state["kept"] = [arrays[f"kept/{i}"] for i in range(len(model.weights))]
-            for i, variable in enumerate(variables):
-                variable.assign(arrays[f"variable/{i}"])
-    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"Expected a checkpoint of this run. Received: {run.checkpoint_file}, which cannot be "
-            f"read ({error}); train again with --overwrite"
-        ) from error
+    file = run.checkpoint_file
+    reading = runs.reading(file, remedy="train again with --overwrite")
+    with reading, file.open("rb") as opened, np.load(opened) as arrays:
+        state = json.loads(str(arrays["state"]))
+        kept = sum(name.startswith("kept/") for name in arrays.files)
+        state["kept"] = [arrays[f"kept/{i}"] for i in range(kept)]
+        for i, variable in enumerate(variables):
+            variable.assign(arrays[f"variable/{i}"])
+    runs.write_json(run.history_file, state["history"])  # it may be an epoch behind
     return state
 
 

@@ -117,9 +117,7 @@ def train(
         "input_shape": list(scenes.images.shape[1:]),
         "train": len(scenes.images),
     }
-    if resume:
-        checkpoints.check_data(run, about)
-    checkpoints.begin(run, config, resume=resume, overwrite=overwrite)
+    checkpoints.begin(run, config, about, resume=resume, overwrite=overwrite)
     new, encoder_accuracy = not run.checkpoint_file.exists(), 0.0
     if new:
         with progress.step("Training the encoder to tell digits apart"):
@@ -130,15 +128,14 @@ def train(
     model = _build_trainer(config, locator, encoder)
     if not new:
         state = checkpoints.restore(run, model)
-        del state["kept"]
-        runs.write_json(run.history_file, state["history"])  # may be an epoch behind
+        del state["kept"]  # the model is what it keeps
     else:
         state = {"history": [], "encoder_accuracy": encoder_accuracy, "seconds": 0.0}
         runs.write_text(run.summary_file, summary)
         runs.write_json(run.dataset_file, about)
         _draw(run, config, 0, locator, scenes, zoom_at(0, config.epochs))
         board.add(0, {}, run.frame_file(0))
-        checkpoints.save(run, model, state, model.get_weights())
+        checkpoints.save(run, model, state)
     progress.say(summary)
     progress.say(
         f"{len(scenes.images)} canvases with {config.object_class!r} of {config.data}, distortion "
@@ -173,8 +170,7 @@ def train(
         checkpoints.save_model(run, locator)
         _draw(run, config, epoch, locator, scenes, zoom)
         board.add(epoch, record, run.frame_file(epoch))
-        checkpoints.save(run, model, state, model.get_weights())
-        runs.write_json(run.history_file, state["history"])
+        checkpoints.save(run, model, state)
         progress.epoch_done(record, best=False)
     board.close()
 

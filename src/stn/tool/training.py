@@ -89,6 +89,7 @@ def train(
     """
     begun = time.perf_counter()
     progress = progress or Progress(quiet=True)
+    _check(config)
     run, config = checkpoints.prepare(out, config, resume=resume, overwrite=overwrite)
     board = Board(run, wanted=config.tensorboard)
 
@@ -137,13 +138,10 @@ def train(
         "train": len(train_split),
         "validation": len(validation_split),
     }
-    if resume:
-        checkpoints.check_data(run, about)
-    checkpoints.begin(run, config, resume=resume, overwrite=overwrite)
+    checkpoints.begin(run, config, about, resume=resume, overwrite=overwrite)
     if run.checkpoint_file.exists():
         state = checkpoints.restore(run, model)
         kept = state.pop("kept")
-        runs.write_json(run.history_file, state["history"])  # may be an epoch behind
     else:
         state = {"history": [], "best_epoch": 0, "best_loss": math.inf, "seconds": 0.0}
         kept = model.get_weights()
@@ -200,7 +198,6 @@ def train(
         monitor.draw(epoch)
         board.add(epoch, record, run.frame_file(epoch))
         checkpoints.save(run, model, state, kept)
-        runs.write_json(run.history_file, state["history"])
         progress.epoch_done(record, best=better)
         for alarm in alarms.new(state["history"], config):
             progress.say(f"Alarm: {alarm}")
@@ -388,17 +385,14 @@ def _load_test(
             )
     except UserError as error:
         raise UserError(
-            f"{error}. Training is done and kept; when this is mended, go on with: "
+            f"{error}. Training is done and kept; once this is fixed, go on with: "
             f"stn train --resume {run.path}"
         ) from error
     return names, test
 
 
-def _check_data(
-    config: Config, names: Sequence[str], train_split: data.Split, validation: data.Split
-) -> None:
-    if len(names) < 2:
-        raise UserError(f"Expected at least 2 classes. Received: {list(names)}")
+def _check(config: Config) -> None:
+    """What can be said before the data is there."""
     if config.transform != "none" and config.hold_epochs >= config.epochs:
         raise UserError(
             "Expected hold_epochs to be smaller than epochs: a transformer that is held to the end "
@@ -410,6 +404,13 @@ def _check_data(
             "Expected object_class only with --recipe colocalization. Received: "
             f"object_class={config.object_class!r} with task={config.task!r}"
         )
+
+
+def _check_data(
+    config: Config, names: Sequence[str], train_split: data.Split, validation: data.Split
+) -> None:
+    if len(names) < 2:
+        raise UserError(f"Expected at least 2 classes. Received: {list(names)}")
     if config.batch_size > len(train_split):
         raise UserError(
             f"Expected batch_size to be at most {len(train_split)}, the number of training images "
