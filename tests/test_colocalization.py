@@ -8,7 +8,7 @@ from PIL import Image
 
 import stn
 from stn.tool import colocalization, comparison, reproduction, runs
-from stn.tool.config import Config, UserError
+from stn.tool.config import Config, Stream, UserError
 from stn.tool.data.scenes import Scenes, draw_scenes, iou
 
 
@@ -251,7 +251,7 @@ def test_saved_model_points_at_what_was_found(found):
     config = found.config
     names, digits = colocalization.load_split(config, "train")
     chosen = colocalization._chosen(config, names, digits)
-    rng = np.random.default_rng((config.seed, colocalization._SCENES))
+    rng = np.random.default_rng((config.seed, Stream.SCENES))
     scenes = draw_scenes(digits.images[chosen], digits.images, 16, rng)
     boxes = scenes.boxes_around(colocalization.locate(model, scenes.images), 1 / 3)
     expected = [one["found"] for one in found.metrics["images"]]

@@ -87,8 +87,9 @@ class SpatialTransformer(layers.Layer):
     Output shape:
         `(batch, *output_size, channels)`, or channels first, in the compute type of the layer.
         With `return_params=True` a tuple of that, the parameters `(batch, transform.size)` and
-        the grid `(batch, *output_size, 2)` of normalized points `(x, y)` in the input, both
-        float32. With several heads, a list with one of these for each head.
+        the grid `(batch, *output_size, 2)` of normalized points `(x, y)` in the input, or
+        `(batch, *output_size, 3)` of `(x, y, z)`, both float32. With several heads, a list with one
+        of these for each head.
 
     Raises:
         ValueError: On an unknown option, or an input that does not fit.
@@ -438,7 +439,7 @@ def probe(model: keras.Model, name: str = "stn") -> keras.Model:
         layer gives; `"params"` `(batch, transform.size)`; `"grid"`, where in its input each
         output pixel is read, `(batch, *output_size, 2)`; and `"inverse"`, where in its output each
         pixel of its input is seen, `(batch, *size, 2)`, NaN where that was not found. Points are
-        normalized. With several heads each is a list.
+        normalized; in volumes they have three coordinates. With several heads each is a list.
 
     Raises:
         ValueError: If the model has no such layer, or it is not a `SpatialTransformer`.

@@ -145,7 +145,8 @@ def classifier(
         classes = Sum((num_classes + 1) // 2, dtype="float32", name="classes")
     else:
         classes = layers.Dense(num_classes, activation="softmax", dtype="float32", name="classes")
-    return keras.Model(images, classes(x), name=f"{architecture}_{transform_name(transform)}")
+    family = transform if isinstance(transform, str) else transform.name
+    return keras.Model(images, classes(x), name=f"{architecture}_{family}")
 
 
 def _width(body: Any, shape: Any, num_classes: int, parameters: int) -> float:
@@ -177,11 +178,6 @@ def looks(model: keras.Model) -> list[tuple[Any, Any, Any]]:
     """
     flat = model.get_layer(TRANSFORMER).output
     return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
-
-
-def transform_name(transform: Any) -> str:
-    """The name of a family, or of the string that stands for it."""
-    return transform if isinstance(transform, str) else transform.name
 
 
 def _standardized(network: Callable[..., keras.Sequential]) -> Callable[..., keras.Sequential]:

@@ -264,12 +264,12 @@ def reproduce(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the files of MNIST.")] = None,
     mirror: Annotated[str | None, typer.Option(help="Base URL to download them from.")] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Instead of those of the recipes, to try it.")
+        int | None, typer.Option(min=1, help="Epochs of each cell, for a trial; else the recipe's.")
     ] = None,
     steps_per_execution: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Steps between two looks at the loss; more help on an accelerator."
+            min=1, help="Training steps between two readings of the loss; more are faster on a GPU."
         ),
     ] = None,
     backend: Annotated[str | None, typer.Option(help="Keras backend.")] = None,
@@ -463,7 +463,7 @@ def inspect(
 
     run = evaluation.open_run(model)
     _start_backend(backend or run.config.backend)
-    from stn.tool import inspection  # imports Keras
+    from stn.tool import inspection, pictures  # import Keras
 
     if json_:
         typer.echo(json.dumps(stn.inspect(run, image, out=out, backend=backend)))
@@ -478,7 +478,8 @@ def inspect(
         typer.echo(found["words"])
     typer.echo(", ".join(f"{one['class']} {one['probability']:.1%}" for one in found["classes"]))
     if out is not None:
-        typer.echo(inspection.save(picture, out))
+        pictures.save(picture, out)
+        typer.echo(out)
 
 
 @app.command()
@@ -492,25 +493,9 @@ def compare(
     if json_:
         typer.echo(json.dumps(results))
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from stn.tool import printing
 
-    from stn.tool import comparison
-
-    table = Table("")
-    for one in results["runs"]:
-        name = escape(one["name"]) + ("" if one["finished"] else " (not finished)")
-        table.add_column(name, justify="right", overflow="fold")
-    for key, (label, _) in comparison.COLUMNS.items():
-        if any(one[key] is not None for one in results["runs"]):
-            table.add_row(label, *(comparison.write(key, one[key]) for one in results["runs"]))
-    for key, values in results["differences"].items():
-        table.add_row(f"[dim]{key}[/]", *(f"[dim]{escape(str(value))}[/]" for value in values))
-    Console(soft_wrap=True).print(table)
-    for note in results["notes"]:
-        typer.echo(note)
-    typer.echo(results["page"])
+    printing.print_comparison(results)
 
 
 @app.command()
@@ -533,7 +518,10 @@ def bench(
     ] = "sampler",
     against: Annotated[
         str | None,
-        typer.Option(help="Whom to compare with, some of torch,kornia,keras,opencv,scipy; all."),
+        typer.Option(
+            help="Whom to compare with: torch,kornia,keras,opencv,scipy, or some of them; "
+            "all if unset."
+        ),
     ] = None,
     json_: Annotated[
         Path | None,
@@ -590,14 +578,9 @@ def recipes(
     if json_:
         typer.echo(json.dumps(found))
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from stn.tool import printing
 
-    table = Table("recipe", "what it is")
-    for name, text in found.items():
-        table.add_row(escape(name), escape(text))
-    Console().print(table)
+    printing.print_recipes(found)
 
 
 @data_app.command("list")
@@ -610,19 +593,9 @@ def data_list(json_: Json = False) -> None:
 
         typer.echo(json.dumps([dataclasses.asdict(source) for source in SOURCES.values()]))
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from stn.tool import printing
 
-    table = Table("name", "what it is", "classes", "train", "test", "distortion")
-    for source in SOURCES.values():
-        numbers = [
-            "-" if number is None else f"{number:,}"
-            for number in (source.classes, source.train, source.test)
-        ]
-        row = (source.name, source.title, *numbers, source.default_distortion)
-        table.add_row(*map(escape, row))
-    Console().print(table)
+    printing.print_sources(SOURCES.values())
 
 
 @data_app.command("show")
@@ -664,8 +637,7 @@ def data_show(
         columns=16,
         legend=False,
     )
-    with runs.atomic(out) as temporary:
-        picture.save(temporary, "PNG")
+    pictures.save(picture, out)
     typer.echo(out)
 
 

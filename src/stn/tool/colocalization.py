@@ -32,7 +32,7 @@ from stn.tool import (
     training,
 )
 from stn.tool.board import Board
-from stn.tool.config import Config, UserError
+from stn.tool.config import Config, Stream, UserError
 from stn.tool.data import distortions
 from stn.tool.data.scenes import CANVAS, Scenes, draw_scenes, iou
 from stn.tool.evaluation import load_split
@@ -46,9 +46,6 @@ SHIFT = 1 / 7  # of the canvas, by which it is moved in training
 ENCODER_STEPS, ENCODER_BATCH = 450, 256
 SLACK = 2 / 42  # normalized: a digit counts as whole if no more than two pixels of its frame miss
 SHOWN = 16  # canvases in a picture
-
-# Streams of randomness: the number after the seed.
-_SCENES, _ENCODER, _STEPS = 10, 11, 12
 
 # What of a configuration makes a difference here; of `transform` there is only one.
 _USED = (
@@ -99,7 +96,7 @@ def train(
         names, digits = load_split(config, "train")
         chosen = _chosen(config, names, digits)
     clutter = PATCHES if config.distort == "TC" else 0
-    rng = np.random.default_rng((config.seed, _SCENES))
+    rng = np.random.default_rng((config.seed, Stream.SCENES))
     scenes = draw_scenes(digits.images[chosen], digits.images, clutter, rng)
 
     # Model.
@@ -246,7 +243,7 @@ def _chosen(config: Config, names: tuple[str, ...], digits: data.Split) -> np.nd
             f"Expected batch_size to be at most {len(own)}, the number of images of the class "
             f"{config.object_class!r}. Received: batch_size={config.batch_size}"
         )
-    rng = np.random.default_rng((config.seed, _SCENES, 1))
+    rng = np.random.default_rng((config.seed, Stream.SCENES, 1))
     return rng.choice(own, config.batch_size, replace=False)
 
 
@@ -271,8 +268,7 @@ def _draw(
         captions=[f"{'✓' if one > 0.5 else '✗'} {one:.2f}" for one in overlap[some]],
         more=[(None, _outline(shown.boxes), ())],
     )
-    with runs.atomic(run.frame_file(epoch)) as temporary:
-        picture.save(temporary)
+    pictures.save(picture, run.frame_file(epoch))
 
 
 def _outline(boxes: np.ndarray) -> np.ndarray:
@@ -336,7 +332,7 @@ class _Views(keras.utils.PyDataset):
         return ENCODER_STEPS
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng((self._config.seed, _ENCODER, index))
+        rng = np.random.default_rng((self._config.seed, Stream.ENCODER, index))
         images, labels = self._digits.images, self._digits.labels
         chosen = rng.integers(len(labels), size=ENCODER_BATCH)
         scenes = draw_scenes(images[chosen], images, self._patches, rng)
@@ -545,7 +541,7 @@ class _Steps(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         step = (self.epoch - 1) * STEPS + index
-        rng = np.random.default_rng((self._config.seed, _STEPS, step))
+        rng = np.random.default_rng((self._config.seed, Stream.COLOCALIZATION, step))
         images = np.zeros_like(self._images)
         count, height, width = images.shape[:3]
         most = np.array([round(SHIFT * n) for n in (height, width)])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stn.tool import pages, plots, runs
+from stn.tool import controls, pages, plots, runs, walls
 from stn.tool.config import Config, UserError
 
 PICTURES = 12  # test images on the page, seen by every run
@@ -148,20 +148,20 @@ def _page(opened: Sequence[runs.Run], results: dict[str, Any]) -> dict[str, Any]
         if any(value is not None for value in values):
             rows.append((label, [write(key, value) for value in values]))
     fields = type(opened[0].config).model_fields
-    names = _distinct([run.path for run in opened])
+    names = [one["name"] for one in results["runs"]]
     hung = [i for i, run in enumerate(opened) if run.wall_file.exists()]
     return {
         "names": names,
         "rows": rows,
         "finished": [one["finished"] for one in results["runs"]],
-        "comparable": not {"data", "distort"} & results["differences"].keys(),
+        "comparable": not {*controls.SAME} - {"seed"} & results["differences"].keys(),
         "differences": [
             (key, [pages.plain(value) for value in values], fields[key].description or "")
             for key, values in results["differences"].items()
         ],
         "wall": _wall([opened[i] for i in hung]) if len(hung) > 1 else [],
         "wall_names": [names[i] for i in hung],
-        "wall_notes": _notes(opened, names),
+        "wall_notes": results["notes"],
         "curves": pages.embed(
             plots.draw_comparison([run.history for run in opened], names),
             "image/png",
@@ -204,8 +204,6 @@ def _alike(opened: Sequence[runs.Run]) -> bool:
 
 def _wall(opened: Sequence[runs.Run]) -> list[dict[str, Any]]:
     """The same test images as every run sees them; those first about which the runs disagree."""
-    from stn.tool import walls
-
     hung = [walls.cards(run, worst=False) for run in opened]
     shared = set.intersection(*({card["index"] for card in cards} for cards in hung))
     if not shared or not _alike(opened):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import enum
 import json
 import os
 import tomllib
@@ -13,8 +14,22 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
-BACKENDS = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
-"""The backends of Keras this project runs on, and the module each one needs."""
+BACKENDS = ("tensorflow", "jax", "torch")
+"""The backends of Keras this project runs on; each is called like its module."""
+
+
+class Stream(enum.IntEnum):
+    """What randomness is for; each use has numbers of its own, whatever the others draw."""
+
+    TRAINING = 0
+    VALIDATION = 1
+    TEST = 2
+    MONITOR = 3
+    SWEEP = 4
+    WALL = 5
+    SCENES = 10
+    ENCODER = 11
+    COLOCALIZATION = 12
 
 
 class UserError(ValueError):
@@ -70,7 +85,7 @@ class Config(pydantic.BaseModel):
         "0.5 without a distortion and 0 with one if unset.",
     )
     elastic: float = Field(
-        0.0, ge=0, le=4, description="Strength of small random bends in training; 1: those of E."
+        0.0, ge=0, le=4, description="Strength of small random bends in training; 1: as under E."
     )
     sharp_epochs: int = Field(
         0, ge=0, description="Last epochs, in which training images are left as they are."
@@ -170,7 +185,9 @@ class Config(pydantic.BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="Label smoothing.")
     patience: int = Field(
-        5, ge=0, description="Stop after this many epochs without a better validation loss; 0: no."
+        5,
+        ge=0,
+        description="Stop after this many epochs without a better validation loss; 0: never.",
     )
     keep: Literal["best", "last"] = Field(
         "best",
@@ -184,7 +201,9 @@ class Config(pydantic.BaseModel):
         "auto: bfloat16 where the hardware computes with it.",
     )
     steps_per_execution: int = Field(
-        1, ge=1, description="Steps between two looks at the loss; more help on an accelerator."
+        1,
+        ge=1,
+        description="Training steps between two readings of the loss; more are faster on a GPU.",
     )
     deterministic: bool = Field(
         False, description="Bit-for-bit repeatable computation, at some cost in speed."
@@ -209,7 +228,7 @@ class Config(pydantic.BaseModel):
 
     def __init__(self, **values: Any):
         try:
-            super().__init__(**{**read_recipe(values.get("recipe", "default")), **values})
+            super().__init__(**{**_read_recipe(values.get("recipe", "default")), **values})
         except pydantic.ValidationError as error:
             raise UserError("\n".join(_explain(e) for e in error.errors())) from None
 
@@ -310,7 +329,7 @@ def recipes() -> dict[str, str]:
     return found
 
 
-def read_recipe(name: Any) -> dict[str, Any]:
+def _read_recipe(name: Any) -> dict[str, Any]:
     """The values a recipe sets.
 
     Raises:
@@ -356,13 +375,13 @@ def select_backend(name: str | None) -> str:
 
     chosen = name or os.environ.get("KERAS_BACKEND") or _backend_in_settings() or "tensorflow"
     if chosen not in BACKENDS:
-        raise UserError(f"Expected backend to be one of {tuple(BACKENDS)}. Received: {chosen!r}")
-    if util.find_spec(BACKENDS[chosen]) is None:
-        installed = [other for other, module in BACKENDS.items() if util.find_spec(module)]
+        raise UserError(f"Expected backend to be one of {BACKENDS}. Received: {chosen!r}")
+    if util.find_spec(chosen) is None:
+        installed = [other for other in BACKENDS if util.find_spec(other)]
         instead = f", or choose --backend {' or '.join(installed)}" if installed else ""
         raise UserError(
             f"Expected the {chosen!r} backend to be installed. Received: no module "
-            f'{BACKENDS[chosen]!r}; type: pip install -e ".[{chosen}]"{instead}'
+            f'{chosen!r}; type: pip install -e ".[{chosen}]"{instead}'
         )
     if "keras" in sys.modules and (running := sys.modules["keras"].backend.backend()) != chosen:
         raise UserError(

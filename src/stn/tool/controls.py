@@ -7,8 +7,9 @@ from typing import Any
 from stn.tool import pages, runs
 from stn.tool.config import UserError
 
-# What decides which test images there are, and what is to be told apart.
-_SAME = ("task", "data", "image_size", "color", "distort", "seed")
+SAME = ("task", "data", "image_size", "color", "distort", "seed")
+"""What decides which test images there are, and what is to be told apart."""
+
 # What says nothing about training, or only about the layer that the control has not.
 _UNIMPORTANT = {
     *("transform", "heads", "output_size", "sampler", "padding", "recipe", "data_dir", "backend"),
@@ -48,7 +49,7 @@ def check(run: runs.Run, control: runs.Run) -> None:
         )
     unlike = [
         f"{key}={pages.plain(other[key])} (the run has {pages.plain(own[key])})"
-        for key in _SAME
+        for key in SAME
         if own[key] != other[key]
     ]
     for label, ours, theirs in _facts(run, control):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -19,8 +20,12 @@ from stn.tool import runs
 from stn.tool.config import UserError
 
 
-def describe() -> dict[str, Any]:
-    """Versions, backend, hardware, source revision, time and command: where numbers come from."""
+def describe(otherwise: str = "stn train --config config.toml") -> dict[str, Any]:
+    """Versions, backend, hardware, source revision, time and command: where numbers come from.
+
+    Args:
+        otherwise: The command, where this process was not started by one.
+    """
     backend = keras.backend.backend()
     return {
         "format": runs.FORMAT,
@@ -37,23 +42,22 @@ def describe() -> dict[str, Any]:
         "revision": _revision(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["stn", *sys.argv[1:]])
-        if _is_command()
-        else "stn train --config config.toml",
+        if Path(sys.argv[0]).name in ("stn", "stn.exe")
+        else otherwise,
     }
-
-
-def _is_command() -> bool:
-    return Path(sys.argv[0]).name in ("stn", "stn.exe")
 
 
 def version_of(backend: str) -> str:
     """The installed version of a backend."""
-    for distribution in (backend, f"{backend}-cpu"):
-        try:
+    return installed_version(backend, f"{backend}-cpu") or "unknown"
+
+
+def installed_version(*distributions: str) -> str | None:
+    """The version of the first of some distributions that is installed; None without any."""
+    for distribution in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"
+    return None
 
 
 def devices() -> list[str]:

@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 
 from stn.tool import data, runs
-from stn.tool.config import Config, UserError, select_backend
+from stn.tool.config import Config, Stream, UserError, select_backend
 from stn.tool.data import addition, distortions
-
-TEST = 2
-"""The stream of randomness of the test images; training has the others."""
 
 _PAIRS = 1  # of the streams within one
 _ALIKE = 32  # of 255: colors that differ by less are one background
@@ -29,7 +26,7 @@ def evaluate(
     distort: str | None = None,
     backend: str | None = None,
 ) -> dict[str, Any]:
-    """Test the best model of a run. Only test images are read.
+    """Test the model of a run. Only test images are read.
 
     Args:
         run: A run, or its folder.
@@ -66,7 +63,7 @@ def evaluate(
     model = load_model(run, config.backend)
     names, channels = run.dataset["class_names"], run.dataset["image_shape"][-1]
     class_names, test = load_split(config, "test", channels=channels)
-    class_names, test = for_task(config, class_names, test, TEST)
+    class_names, test = for_task(config, class_names, test, Stream.TEST)
     if list(class_names) != names:
         raise UserError(
             f"Expected the classes the run was trained on, {_some(names)}. "
@@ -102,7 +99,7 @@ def open_run(run: runs.Run | str | os.PathLike[str]) -> runs.Run:
 
 
 def load_model(run: runs.Run, backend: str | None) -> Any:
-    """The best model of a run, on a backend.
+    """The model of a run, on a backend.
 
     Raises:
         UserError: If there is none yet, or it cannot be read.
@@ -219,7 +216,7 @@ def distorted_test(
 ) -> np.ndarray:
     """The test images as the model of a configuration sees them: distorted, fixed by the seed."""
     distortion = distortion_of(config, background)
-    return distortions.distort_all(test.images, distortion, (config.seed, TEST))
+    return distortions.distort_all(test.images, distortion, (config.seed, Stream.TEST))
 
 
 def distortion_of(

@@ -45,7 +45,8 @@ def inspect(
     """
     found, picture = look(run, image, backend=backend)
     if out is not None:
-        found["picture"] = str(save(picture, out))
+        pictures.save(picture, out)
+        found["picture"] = str(Path(out))
     return found
 
 
@@ -90,11 +91,3 @@ def look(
         classes=[(one["class"], one["probability"]) for one in found["classes"]],
     )
     return found, picture
-
-
-def save(picture: Image.Image, out: str | os.PathLike[str]) -> Path:
-    """Write a picture as PNG, all of it or nothing."""
-    out = Path(out)
-    with runs.atomic(out) as temporary:
-        picture.save(temporary, "PNG")
-    return out

@@ -39,7 +39,7 @@ def build(
     """
     if config.steps_per_execution > 1 and keras.backend.backend() == "torch":
         raise UserError(
-            "Expected steps_per_execution to be 1 on PyTorch, where Keras knows no other. "
+            "Expected steps_per_execution to be 1 on PyTorch, where Keras supports no other. "
             f"Received: steps_per_execution={config.steps_per_execution}"
         )
     padding, fill = _outside(config.padding, background)

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stn.tool import alignment, examples, pictures, runs, walls
-from stn.tool.config import Config
-
-_STREAM = 3  # of randomness; training, validation and test have 0 to 2
+from stn.tool.config import Config, Stream
 
 
 class Monitor:
@@ -26,7 +24,7 @@ class Monitor:
         count: int = 16,
     ):
         self._run, self._config, self._names = run, config, names
-        chosen = walls.one_of_each(labels, count, (config.seed, _STREAM))
+        chosen = walls.one_of_each(labels, count, (config.seed, Stream.MONITOR))
         self._images, self._labels = images[chosen], labels[chosen]
         self._probe = probe
 
@@ -50,8 +48,7 @@ class Monitor:
             lines=lines,
             more=more,
         )
-        with runs.atomic(self._run.frame_file(epoch)) as temporary:
-            picture.save(temporary)
+        pictures.save(picture, self._run.frame_file(epoch))
 
 
 def _subtitle(config: Config) -> str:

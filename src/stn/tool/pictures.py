@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from stn.tool import runs
 
 Color = tuple[int, int, int]
 
@@ -291,6 +294,12 @@ def draw_inspection(
         draw.rectangle((x, y + 6, x + round(bar * probability), y + step - 7), BAR)
         draw.text((size[0] - pad, y + step / 2), f"{probability:.1%}", GRAY, normal, "rm")
     return sheet
+
+
+def save(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture as PNG, all of it or nothing."""
+    with runs.atomic(path) as temporary:
+        picture.save(temporary, "PNG")
 
 
 def draw_averages(before: Any, after: Any, class_names: Sequence[str]) -> Image.Image:

@@ -8,7 +8,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import typer
@@ -21,6 +21,7 @@ from rich.text import Text
 
 from stn.tool import runs
 from stn.tool.config import UserError
+from stn.tool.data import Source
 from stn.tool.images import NothingFoundError
 
 _TABLE_ROWS = 1000  # of a table; more come in several
@@ -179,6 +180,46 @@ def print_paper(results: dict[str, Any], console: Console) -> None:
         console.print(
             f"{reproduction.TRIAL} not as many epochs as the recipe says", highlight=False
         )
+
+
+def print_comparison(results: dict[str, Any]) -> None:
+    """Show what `stn.compare` found: numbers, then in what the runs differ."""
+    from stn.tool import comparison
+
+    table = Table("")
+    for one in results["runs"]:
+        name = escape(one["name"]) + ("" if one["finished"] else " (not finished)")
+        table.add_column(name, justify="right", overflow="fold")
+    for key, (label, _) in comparison.COLUMNS.items():
+        if any(one[key] is not None for one in results["runs"]):
+            table.add_row(label, *(comparison.write(key, one[key]) for one in results["runs"]))
+    for key, values in results["differences"].items():
+        table.add_row(f"[dim]{key}[/]", *(f"[dim]{escape(str(value))}[/]" for value in values))
+    Console(soft_wrap=True).print(table)
+    for note in results["notes"]:
+        typer.echo(note)
+    typer.echo(results["page"])
+
+
+def print_recipes(found: dict[str, str]) -> None:
+    """Show what recipes there are, and what each is."""
+    table = Table("recipe", "what it is")
+    for name, text in found.items():
+        table.add_row(escape(name), escape(text))
+    Console().print(table)
+
+
+def print_sources(sources: Iterable[Source]) -> None:
+    """Show what data sets there are."""
+    table = Table("name", "what it is", "classes", "train", "test", "distortion")
+    for source in sources:
+        numbers = [
+            "-" if number is None else f"{number:,}"
+            for number in (source.classes, source.train, source.test)
+        ]
+        row = (source.name, source.title, *numbers, source.default_distortion)
+        table.add_row(*map(escape, row))
+    Console().print(table)
 
 
 def print_accuracy(results: dict[str, Any]) -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stn.tool import alarms, comparison, controls, films, pages, plots, runs, walls
+from stn.tool.config import Config
 
-PAGE_BYTES = 5_000_000
 FILM_BYTES = 1_200_000  # of the film inside the page, before base64 adds a third
 SHOTS_BYTES = 1_200_000  # of the pictures behind the slider, likewise
 WALL_BYTES = 700_000  # of the test images and of the worst mistakes together, in base64
 SHOTS = 30
+PAIRS = 12  # of classes that are confused
 
 
 def write_report(
@@ -30,7 +30,8 @@ def write_report(
     A run that is going on or was interrupted gets a page too; it says what is not there yet.
 
     Args:
-        run: A run, or its folder. Its configuration must be there; everything else may be missing.
+        run: A run, or its folder. Of its files all but its configuration and its environment may be
+            missing.
         control: A finished run without a transformer on the same test images, to put its numbers
             beside; by default that of the run's sweeps, if there is one.
 
@@ -69,31 +70,30 @@ def render(
 
 def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
     """Everything the template shows, as plain texts and numbers."""
-    config = run.config.model_dump()
-    fields = getattr(type(run.config), "model_fields", {})
-    history = run.history
-    metrics = run.metrics
+    config, history, metrics = run.config, run.history, run.metrics
     environment = run.environment if run.environment_file.exists() else {}
     test = metrics.get("test") or {}
     names = [str(name) for name in test.get("class_names") or []]
     confusion = test.get("confusion") if names else None
-    kept_epoch = comparison.kept_epoch(run.config, history, metrics)
+    kept_epoch = comparison.kept_epoch(config, history, metrics)
+    own = comparison.summarize(run)
     summary = run.summary_file
     film, film_note = _film_picture(run)
     sweeps = [_read_sweep(run, kind, file) for kind, file in run.sweeps().items()]
     # Those first that a transformer can take back.
     sweeps.sort(key=lambda sweep: sweep.get("error_unit") is None)
     beside = _control(run, control, sweeps)
+    fields = type(config).model_fields
     return {
         "name": run.path.resolve().name,
         "sentence": _sentence(config, metrics, names),
         "notice": _notice(config, history, metrics),
-        "headline": _headline(config, history, metrics, kept_epoch, beside),
-        "control": _beside(comparison.summarize(run), beside),
+        "headline": _headline(config, history, metrics, own, kept_epoch, beside),
+        "control": _beside(own, beside),
         "differences": beside["differences"] if beside else [],
-        "transformed": _transform(config) is not None,
-        "heads": config.get("heads", 1),
-        "task": config.get("task"),
+        "transformed": config.transform != "none",
+        "heads": config.heads,
+        "task": config.task,
         "film": film,
         "film_note": film_note,
         "shots": _shots(run.frames()),
@@ -121,15 +121,15 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
         if history
         else None,
         "watched_over": _watched_over(history),
-        "alarms": alarms.summarize(history, run.config),
+        "alarms": alarms.summarize(history, config),
         "classes": _classes(test),
         "pairs": _pairs(confusion, names),
         "confusion": pages.embed(plots.draw_confusion(confusion, names), "image/png", scale=2)
         if confusion
         else None,
         "config": [
-            (key, pages.plain(value), _description(fields.get(key)))
-            for key, value in config.items()
+            (key, pages.plain(value), (fields[key].description or "").replace("`", ""))
+            for key, value in config.model_dump().items()
         ],
         "environment": [
             (_LABELS.get(key, key.replace("_", " ")), pages.plain(value))
@@ -137,7 +137,7 @@ def _page(run: runs.Run, control: runs.Run | None) -> dict[str, Any]:
             if key not in ("format", "command")
         ],
         "summary": summary.read_text(encoding="utf-8") if summary.exists() else "",
-        "command": shlex.join(run.config.to_command()),
+        "command": shlex.join(config.to_command()),
     }
 
 
@@ -153,10 +153,6 @@ def _with_narrow(picture: dict[str, Any] | None, narrow: bytes) -> dict[str, Any
     return picture and picture | {"narrow": pages.embed(narrow, "image/png", scale=2)}
 
 
-def _description(field: Any) -> str:
-    return ((field and field.description) or "").replace("`", "")
-
-
 _LABELS = {
     "python": "Python",
     "keras": "Keras",
@@ -164,11 +160,6 @@ _LABELS = {
     "cpu": "CPU",
     "memory_gib": "memory (GiB)",
 }
-
-
-def _transform(config: dict[str, Any]) -> str | None:
-    name = config.get("transform")
-    return None if name in (None, "", "none", False) else pages.plain(name)
 
 
 _DISTORTIONS = {
@@ -181,116 +172,102 @@ _DISTORTIONS = {
 }
 
 
-def _sentence(config: dict[str, Any], metrics: dict[str, Any], names: list[str]) -> str:
+def _sentence(config: Config, metrics: dict[str, Any], names: list[str]) -> str:
     """What was trained on what, in plain words."""
-    transform = _transform(config)
-    article = "an" if (transform or "").startswith(("a", "e", "i", "o", "u")) else "a"
-    layer = f"with {article} {transform}" if transform else "without a"
-    model = pages.plain(config.get("model", "?"))
+    if config.task == "colocalization":
+        clutter = " among patches of other images" if config.distort == "TC" else ""
+        return (
+            f"A window learned to find what {config.batch_size} canvases of the {config.data} data "
+            f"have in common, without labels or boxes: the class {config.object_class}, placed at "
+            f"random{clutter}."
+        )
+    layer = "without a"
+    if config.transform != "none":
+        article = "an" if config.transform.startswith(("a", "e", "i", "o", "u")) else "a"
+        layer = f"with {article} {config.transform}"
     count = (metrics.get("train") or {}).get("count")
     images = f"{count:,} images" if runs.is_number(count) else "images"
-    text = f"The {model} model {layer} spatial transformer learned from {images}"
-    text += f" of the {pages.plain(config.get('data', '?'))} data"
-    if config.get("task") == "colocalization":
-        return _colocalization_sentence(config)
-    if config.get("task") == "addition":
+    text = f"The {config.model} model {layer} spatial transformer learned from {images}"
+    text += f" of the {config.data} data"
+    if config.task == "addition":
         text += " to add two digits, each in an image of its own"
     elif names:
         text += f" to tell {len(names)} classes apart"
-    distort = config.get("distort")
-    if distort not in (None, "", "none"):
-        how = _DISTORTIONS.get(str(distort), f"distorted ({pages.plain(distort)})")
-        text += f"; the images are {how}"
+    if config.distort in _DISTORTIONS:
+        text += f"; the images are {_DISTORTIONS[config.distort]}"
     return text + "."
 
 
-def _colocalization_sentence(config: dict[str, Any]) -> str:
-    clutter = " among patches of other images" if config.get("distort") == "TC" else ""
-    return (
-        f"A window learned to find what {config.get('batch_size')} canvases of the "
-        f"{pages.plain(config.get('data', '?'))} data have in common, without labels or boxes: "
-        f"the class {pages.plain(config.get('object_class'))}, placed at random{clutter}."
-    )
-
-
-def _notice(config: dict[str, Any], history: list[dict[str, Any]], metrics: dict[str, Any]) -> str:
+def _notice(config: Config, history: list[dict[str, Any]], metrics: dict[str, Any]) -> str:
     if metrics:
         return ""
-    planned = config.get("epochs")
-    of = f" of {planned}" if runs.is_number(planned) else ""
-    done = f"{len(history)}{of} epochs are" if history else "No epoch is"
-    return f"Training has not finished. {done} done; there are no results on test images yet."
+    done = f"{len(history)} of {config.epochs} epochs are" if history else "No epoch is"
+    missing = "" if config.task == "colocalization" else "; there are no results on test images yet"
+    return f"Training has not finished. {done} done{missing}."
 
 
 def _headline(
-    config: dict[str, Any],
+    config: Config,
     history: list[dict[str, Any]],
     metrics: dict[str, Any],
+    own: dict[str, Any],
     kept_epoch: int | None,
     control: dict[str, Any] | None,
 ) -> list[dict[str, str]]:
     """The numbers at the top; the first one is shown large."""
-    test, validation = metrics.get("test") or {}, metrics.get("validation") or {}
     numbers: list[dict[str, str]] = []
 
     def add(label: str, value: str, note: str = "") -> None:
         numbers.append({"label": label, "value": value, "note": note})
 
-    if config.get("task") == "colocalization":
+    if config.task == "colocalization":
         last = metrics or (history[-1] if history else {})
-        count = last.get("count", config.get("batch_size"))
+        count = last.get("count", config.batch_size)
         share = last.get("accuracy")
         value = f"{share:.0%}" if runs.is_number(share) else "—"
         add("Found", value, f"of {count} canvases, overlap above 0.5")
         overlap = last.get("mean_iou")
         value = f"{overlap:.2f}" if runs.is_number(overlap) else "—"
         add("Mean overlap", value, "intersection over union")
-    kept = next((r for r in history if kept_epoch and r.get("epoch") == kept_epoch), {})
-    validated = validation.get("accuracy", kept.get("val_accuracy"))
-    if metrics and config.get("task") != "colocalization":
-        accuracy, count = test.get("accuracy"), test.get("count")
+    elif metrics:
+        accuracy, count = own["accuracy"], (metrics.get("test") or {}).get("count")
         note = ""
-        if runs.is_number(accuracy) and runs.is_number(count):
+        if accuracy is not None and runs.is_number(count):
             note = f"{round(accuracy * count):,} of {count:,} images right"
         add("Test accuracy", pages.percent(accuracy), note)
         if control is not None and control["accuracy"] is not None:
             note = f"run {control['name']}"
-            if runs.is_number(accuracy):
+            if accuracy is not None:
                 gain = 100 * (accuracy - control["accuracy"])
                 note = f"{gain:+.1f} points with it · {note}"
             if control["differences"]:
                 note += ", which differs in more"
             add("Without the transformer", pages.percent(control["accuracy"]), note)
-        turns = metrics.get("alignment") or {}
-        if runs.is_number(turns.get("alignment_error")):
+        if own["alignment_error"] is not None:
             note = "median"
-            if runs.is_number(turns.get("turned")):
-                note += f"; images were turned by {turns['turned']:.0f}°"
-            add("Turn that remains", f"{turns['alignment_error']:.1f}°", note)
-    if runs.is_number(validated):
+            turned = metrics["alignment"].get("turned")
+            if runs.is_number(turned):
+                note += f"; images were turned by {turned:.0f}°"
+            add("Turn that remains", f"{own['alignment_error']:.1f}°", note)
+    if own["validation_accuracy"] is not None:
         note = f"after epoch {kept_epoch}, which was kept" if kept_epoch else ""
-        add("Validation accuracy", pages.percent(validated), note)
-    done, planned = metrics.get("epochs", len(history)), config.get("epochs")
+        add("Validation accuracy", pages.percent(own["validation_accuracy"]), note)
     note = "stopped early" if metrics.get("stopped_early") else ""
     if kept_epoch:
         note = f"{note}; kept: {kept_epoch}" if note else f"kept: {kept_epoch}"
-    short = runs.is_number(planned) and planned != done
-    add("Epochs", f"{done} of {planned}" if short else f"{done}", note)
-    if runs.is_number(metrics.get("parameters")):
-        add("Parameters", f"{metrics['parameters']:,}")
-    spent = [r["seconds"] for r in history if runs.is_number(r.get("seconds"))]
-    seconds = metrics.get("train_seconds", sum(spent) if spent else None)
-    if runs.is_number(seconds):
-        total = metrics.get("total_seconds")
+    done = own["epochs"]
+    add("Epochs", f"{done}" if done == config.epochs else f"{done} of {config.epochs}", note)
+    if own["parameters"] is not None:
+        add("Parameters", f"{own['parameters']:,}")
+    if own["train_seconds"] is not None:
+        total, note = metrics.get("total_seconds"), ""
         # Of a resumed run, the total is that of its last process.
-        if runs.is_number(total) and total >= seconds:
+        if runs.is_number(total) and total >= own["train_seconds"]:
             note = f"{pages.duration(total)} in all"
-        else:
-            note = ""
-        add("Training time", pages.duration(seconds), note)
-    speeds = [r["images_per_second"] for r in history if runs.is_number(r.get("images_per_second"))]
-    if speeds:
-        add("Speed", f"{statistics.median(speeds):,.0f} images/s", "median of the epochs")
+        add("Training time", pages.duration(own["train_seconds"]), note)
+    if own["images_per_second"] is not None:
+        speed = f"{own['images_per_second']:,.0f} images/s"
+        add("Speed", speed, "median of the epochs")
     return numbers
 
 
@@ -404,14 +381,14 @@ def _classes(test: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["order"])
 
 
-def _pairs(confusion: Any, names: list[str], most: int = 12) -> list[dict[str, str]]:
+def _pairs(confusion: Any, names: list[str]) -> list[dict[str, str]]:
     """The most frequent confusions of one class with another."""
     if not confusion:
         return []
     counts = np.asarray(confusion, np.float64)
     errors = counts * (1 - np.eye(len(counts)))
     rows = []
-    for flat in np.argsort(-errors, axis=None, kind="stable")[:most]:
+    for flat in np.argsort(-errors, axis=None, kind="stable")[:PAIRS]:
         true, predicted = divmod(int(flat), len(counts))
         if errors[true, predicted] > 0:
             share = errors[true, predicted] / counts[true].sum()

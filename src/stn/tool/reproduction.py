@@ -234,7 +234,7 @@ def _train(config: Config, folder: Path, number: str, progress: Progress) -> Non
 
     run = runs.Run(folder)
     if run.metrics_file.exists() and run.report_file.exists():  # the last thing that is written
-        progress.say(f"{number}: {folder.name} is there")
+        progress.say(f"{number}: {folder.name} is trained already")
         return
     progress.say(f"{number}: {folder.name}")
     training.train(config, folder, resume=run.config_file.exists(), progress=progress)

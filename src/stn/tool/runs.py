@@ -186,7 +186,7 @@ def reading(path: Path, *, remedy: str = "") -> Iterator[None]:
         raise UserError(
             f"Expected a file that `stn` wrote. Received: {path}, which "
             + (f"cannot be read ({why}): " if why else "is damaged: ")
-            + (remedy or "delete it, and the page will do without")
+            + (remedy or "delete it; the page is then made without it")
         ) from error
 
 

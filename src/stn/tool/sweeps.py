@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from stn import grids
 from stn.tool import alignment, comparison, controls, evaluation, examples, plots, runs
-from stn.tool.config import Config, UserError
+from stn.tool.config import Config, Stream, UserError
 from stn.tool.data import distortions
 
 KINDS: dict[str, tuple[str, float, tuple[float, ...]]] = {
@@ -31,7 +32,8 @@ ERRORS = {
 }
 """The unit of the alignment error, for disturbances that a transformer can take back."""
 
-_SWEEP = 4  # a stream of randomness of its own, after those of training, test and monitor
+COUNT = 2000
+"""Images to use, at most."""
 
 
 def sweep(
@@ -40,7 +42,7 @@ def sweep(
     *,
     control: runs.Run | str | os.PathLike[str] | None = None,
     strengths: Sequence[float] | None = None,
-    count: int = 2000,
+    count: int = COUNT,
     backend: str | None = None,
 ) -> dict[str, Any]:
     """Test a run on images that are disturbed more and more, and on nothing else.
@@ -119,8 +121,6 @@ def turns_left_over(
     config: Config,
     images: np.ndarray,
     background: Sequence[float] | None = None,
-    *,
-    count: int = 2000,
 ) -> dict[str, float] | None:
     """How much of the turns of a run's own distortion is left after its transformer.
 
@@ -129,7 +129,6 @@ def turns_left_over(
         config: Of the run; its distortion is drawn anew, from the seed.
         images: uint8 `(count, height, width, channels)`, undistorted.
         background: Of the training images; see `stn.tool.data.distortions.Distortion.on`.
-        count: Images to use, at most; chosen by the seed.
 
     Returns:
         In degrees: `turned`, the median of the turns, and `alignment_error`, the median of what is
@@ -139,14 +138,14 @@ def turns_left_over(
     distortion = evaluation.distortion_of(config)
     if not distortion.angle or distortion.families != ("affine",) or distortion.apart:
         return None
-    rng = np.random.default_rng((config.seed, _SWEEP))
-    images = images[rng.permutation(len(images))[:count]]
+    rng = np.random.default_rng((config.seed, Stream.SWEEP))
+    images = images[rng.permutation(len(images))[:COUNT]]
     size = images.shape[1:3]
     canvas = distortion.output_size(size)
     params = distortion.params(len(images), size, rng)
     back = np.tile(np.eye(3), (len(images), 1, 1))
     back[:, :2] = params.reshape(-1, 2, 3)
-    to_canvas, to_image = (np.diag([n[1] / 2, n[0] / 2, 1.0]) for n in (canvas, size))
+    to_canvas, to_image = _in_pixels(canvas), _in_pixels(size)
     back = to_image @ back @ np.linalg.inv(to_canvas)
     turned = distortions.warp_images(images, params, canvas, background)
     upright, still = disturb(images, "rotation", 0.0, canvas, rng, background, jitter=0.5)
@@ -169,7 +168,7 @@ class _Reader:
         channels = run.dataset["image_shape"][-1]
         self._background = run.dataset.get("background_color")
         _, test = evaluation.load_split(config, "test", channels=channels)
-        rng = np.random.default_rng((config.seed, _SWEEP))
+        rng = np.random.default_rng((config.seed, Stream.SWEEP))
         chosen = rng.permutation(len(test.labels))[:count]
         self.labels, self._images = test.labels[chosen], test.images[chosen]
         self._kind, self._seed = kind, config.seed
@@ -181,7 +180,7 @@ class _Reader:
     def read(self, strength: float) -> tuple[np.ndarray, np.ndarray | None]:
         """Which images are recognized, and the maps from the outputs to the undisturbed images."""
         # The same directions and places for all strengths.
-        rng = np.random.default_rng((self._seed, _SWEEP, 1))
+        rng = np.random.default_rng((self._seed, Stream.SWEEP, 1))
         images, disturbed = disturb(
             self._images,
             self._kind,
@@ -257,7 +256,7 @@ def disturb(
         image[:, 0, 2] = strength * size[1] * np.cos(direction)
         image[:, 1, 2] = strength * size[0] * np.sin(direction)
     back = np.linalg.inv(image @ shift)
-    to_canvas, to_image = (np.diag([n[1] / 2, n[0] / 2, 1.0]) for n in (output_size, size))
+    to_canvas, to_image = _in_pixels(output_size), _in_pixels(size)
     params = (np.linalg.inv(to_image) @ back @ to_canvas)[:, :2].reshape(count, 6)
     params = params.astype("float32")
     canvas = distortions.warp_images(images, params, output_size, background)
@@ -295,6 +294,11 @@ def _interval(name: str, values: np.ndarray, statistic: Any) -> dict[str, float]
     low, high = np.quantile(statistic(drawn, axis=1), [0.025, 0.975])
     found = {name: statistic(values), f"{name}_low": low, f"{name}_high": high}
     return {key: round(float(value), 6) for key, value in found.items()}
+
+
+def _in_pixels(size: tuple[int, int]) -> np.ndarray:
+    """The matrix from normalized coordinates of an image to pixels around its middle."""
+    return np.diag([*grids.extents(size, False), 1.0])
 
 
 def _write(run: runs.Run, results: dict[str, Any]) -> None:

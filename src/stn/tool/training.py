@@ -33,10 +33,9 @@ from stn.tool import (
     walls,
 )
 from stn.tool.board import Board
-from stn.tool.config import Config, UserError
+from stn.tool.config import Config, Stream, UserError
 from stn.tool.data import addition, distortions
 from stn.tool.evaluation import (
-    TEST,
     background_of,
     distorted_test,
     distortion_of,
@@ -47,9 +46,6 @@ from stn.tool.evaluation import (
 )
 from stn.tool.monitor import Monitor
 from stn.tool.progress import Progress
-
-# Streams of randomness: the number after the seed. Test images and monitor have 2 and 3.
-_TRAINING, _VALIDATION = 0, 1
 
 # Values in the training images that are distorted in one go.
 _AT_ONCE = 1 << 20
@@ -100,7 +96,7 @@ def train(
         shape = whole.images.shape[1:]
         train_split, validation_split = data.carve(whole, config.validation, seed=config.seed)
         del whole  # half of the memory of a large data set
-        names, validation_split = for_task(config, names, validation_split, _VALIDATION)
+        names, validation_split = for_task(config, names, validation_split, Stream.VALIDATION)
         channels = validation_split.images.shape[-1]
         background, kind = background_of(train_split.images)
         color = None if background is None else background.tolist()
@@ -108,7 +104,7 @@ def train(
         input_shape = (*distortion.output_size(shape[:2]), channels)
         _check_data(config, names, train_split, validation_split)
         validation_images = distortions.distort_all(
-            validation_split.images, distortion, (config.seed, _VALIDATION)
+            validation_split.images, distortion, (config.seed, Stream.VALIDATION)
         )
 
     # Model.
@@ -208,7 +204,7 @@ def train(
     model.set_weights(kept)
     checkpoints.save_model(run, model)
     with progress.step("Testing the model, drawing the report"):
-        _, test = for_task(config, *_load_test(config, shape, run), TEST)
+        _, test = for_task(config, *_load_test(config, shape, run), Stream.TEST)
         test_images = distorted_test(config, test, color)
         probabilities = predict_probabilities(model, test_images)
         results = score(probabilities, test.labels, names)
@@ -218,9 +214,8 @@ def train(
             seen = alignment.survey(probe, test_images, test.labels, len(names))
             if config.task == "classification":  # images of the same sum are not alike
                 straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
-                with runs.atomic(run.averages_file) as temporary:
-                    averages = seen["inputs"].means(), seen["outputs"].means()
-                    pictures.draw_averages(*averages, names).save(temporary)
+                averages = seen["inputs"].means(), seen["outputs"].means()
+                pictures.save(pictures.draw_averages(*averages, names), run.averages_file)
             runs.write_bytes(run.theta_file, plots.draw_theta(seen["quantities"]))
             turned = sweeps.turns_left_over(probe, config, test.images, color)
         epochs = len(state["history"])
@@ -292,7 +287,7 @@ class Batches(keras.utils.PyDataset):
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._epoch, self._drawn = epoch, None
-        rng = np.random.default_rng((self._config.seed, _TRAINING, epoch))
+        rng = np.random.default_rng((self._config.seed, Stream.TRAINING, epoch))
         self._order = rng.permutation(len(self._split))
         # What augmentation blurs and bends is gone for good: at the end they are seen as they are.
         sharp = epoch > self._config.epochs - self._config.sharp_epochs
@@ -322,7 +317,9 @@ class Batches(keras.utils.PyDataset):
             chosen = addition.pair(chosen, self._split.take(self._others[part]))
         if self._distortion.idle:
             return chosen.images, chosen.labels
-        seeds = [(self._config.seed, _TRAINING, self._epoch, index) for index in range(first, last)]
+        seeds = [
+            (self._config.seed, Stream.TRAINING, self._epoch, index) for index in range(first, last)
+        ]
         return self._distortion(chosen.images, *map(np.random.default_rng, seeds)), chosen.labels
 
 
@@ -337,7 +334,7 @@ class Watcher(keras.callbacks.Callback):
         """Seed what has a random state of its own."""
         # PyTorch draws dropout from a state of its own, which no variable of the model holds. Not
         # before `fit`: building the metrics draws from it too, in the first epoch of a process.
-        seeds = np.random.SeedSequence((self._config.seed, _TRAINING, self._epoch))
+        seeds = np.random.SeedSequence((self._config.seed, Stream.TRAINING, self._epoch))
         keras.utils.set_random_seed(int(seeds.generate_state(1)[0]))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -369,7 +366,7 @@ def _fewer(whole: data.Split, config: Config) -> data.Split:
             f"Expected train_images to be at most {len(whole)}, the training images of "
             f"{config.data}. Received: train_images={config.train_images}"
         )
-    order = np.random.default_rng((config.seed, _TRAINING)).permutation(len(whole))
+    order = np.random.default_rng((config.seed, Stream.TRAINING)).permutation(len(whole))
     return whole.take(np.sort(order[: config.train_images]))
 
 

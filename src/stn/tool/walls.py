@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from stn.tool import alignment, pages, pictures, runs
+from stn.tool.config import Stream
 
 COUNT = 24  # of each kind
-_STREAM = 5  # of randomness; training, validation, test, monitor and sweeps have 0 to 4
 
 
 def one_of_each(labels: np.ndarray, count: int, seed: Any) -> np.ndarray:
@@ -36,7 +36,6 @@ def hang(
     probabilities: np.ndarray,
     *,
     seed: int,
-    count: int = COUNT,
 ) -> None:
     """Keep some test images and the worst mistakes, with what the transformer makes of them.
 
@@ -47,10 +46,9 @@ def hang(
         labels: `(count,)` integers.
         probabilities: What the model says of them, `(count, classes)`.
         seed: Chooses the images. They are the same for every run on the same data and seed.
-        count: How many of each kind.
     """
-    some = one_of_each(labels, count, (seed, _STREAM))
-    worst = worst_mistakes(probabilities, labels, count)
+    some = one_of_each(labels, COUNT, (seed, Stream.WALL))
+    worst = worst_mistakes(probabilities, labels, COUNT)
     chosen = np.concatenate([some, worst])
     seen = probe.look(images[chosen])
     arrays: dict[str, Any] = {

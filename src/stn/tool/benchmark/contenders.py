@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 import stn
+from stn import grids
 from stn.tool import environment
 from stn.tool.benchmark import hardware
 
@@ -56,11 +57,6 @@ class Case:
         return cls(images, params, rng.standard_normal(shape, "float32"), way)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the images and of the result."""
-        return 2 * self.images.nbytes
-
-    @property
     def moved(self) -> int:
         """The bytes that have to be read and written, even by the best.
 
@@ -71,23 +67,24 @@ class Case:
 
     def pixel_matrices(self) -> np.ndarray:
         """The same transformation in pixels, from result to image: float64 `(batch, 3, 3)`."""
-        to_pixels = self._to_pixels()
+        from_points = to_pixels(self.images.shape[1:3])
         matrices = np.tile(np.eye(3), (len(self.params), 1, 1))
         matrices[:, :2] = self.params.reshape(-1, 2, 3)
-        return to_pixels @ matrices @ np.linalg.inv(to_pixels)
+        return from_points @ matrices @ np.linalg.inv(from_points)
 
     def pixel_gradients(self, gradient: np.ndarray) -> np.ndarray:
         """The gradient of `pixel_matrices` where that of `params` is given: `(batch, 2, 3)`."""
-        to_pixels = self._to_pixels()
+        from_points = to_pixels(self.images.shape[1:3])
         whole = np.zeros((len(gradient), 3, 3))
         whole[:, :2] = gradient.reshape(-1, 2, 3)
-        return (np.linalg.inv(to_pixels).T @ whole @ to_pixels.T)[:, :2]
+        return (np.linalg.inv(from_points).T @ whole @ from_points.T)[:, :2]
 
-    def _to_pixels(self) -> np.ndarray:
-        height, width = self.images.shape[1:3]
-        return np.array(
-            [[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2], [0, 0, 1]]
-        )
+
+def to_pixels(size: tuple[int, ...]) -> np.ndarray:
+    """The matrix from normalized points to pixels of an image of `(height, width)`."""
+    matrix = np.diag([*grids.extents(size, False), 1.0])
+    matrix[:2, 2] = [(n - 1) / 2 for n in reversed(size)]
+    return matrix
 
 
 @dataclass(frozen=True)

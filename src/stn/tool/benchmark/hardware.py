@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import shlex
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,15 +29,12 @@ def cores() -> int:
 
 def describe(topic: str, against: Iterable[str]) -> dict[str, Any]:
     """Hardware, versions, threads, date and command."""
-    found = environment.describe()
+    found = environment.describe(otherwise=f"stn bench {topic}")
     del found["format"]
     return found | {
         "threads": cores(),
         "load": [round(value, 2) for value in os.getloadavg()],
         "peers": {name: version(name) for name in against},
-        "command": shlex.join(["stn", *sys.argv[1:]])
-        if sys.argv[0].endswith("stn")
-        else f"stn bench {topic}",
     }
 
 
@@ -79,9 +73,4 @@ def device_bandwidth(size: int) -> float | None:
 
 def version(peer: str) -> str | None:
     """The installed version of a peer; None if it is missing."""
-    for name in _DISTRIBUTIONS[peer]:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
+    return environment.installed_version(*_DISTRIBUTIONS[peer])

@@ -13,7 +13,7 @@ import numpy as np
 from keras import layers
 
 from stn.tool import examples, learning, runs, training
-from stn.tool.benchmark import PEERS, Options, startup, timing
+from stn.tool.benchmark import PEERS, Options, contenders, startup, timing
 from stn.tool.config import Config
 from stn.tool.data import Split, distortions
 from stn.tool.monitor import Monitor
@@ -258,14 +258,10 @@ def _opencv_loop(images: np.ndarray, distortion: Any) -> Callable[[], Any] | Non
     size = images.shape[1:3]
     height, width = distortion.output_size(size)
     params = distortion.params(len(images), size, np.random.default_rng(0)).reshape(-1, 2, 3)
-
-    def to_pixels(size: tuple[int, ...]) -> np.ndarray:
-        h, w = size
-        return np.array([[w / 2, 0, (w - 1) / 2], [0, h / 2, (h - 1) / 2], [0, 0, 1]])
-
     whole = np.tile(np.eye(3), (len(images), 1, 1))
     whole[:, :2] = params
-    matrices = (to_pixels(size) @ whole @ np.linalg.inv(to_pixels((height, width))))[:, :2]
+    from_points = contenders.to_pixels
+    matrices = (from_points(size) @ whole @ np.linalg.inv(from_points((height, width))))[:, :2]
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
     def loop() -> np.ndarray:

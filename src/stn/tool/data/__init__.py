@@ -13,13 +13,14 @@ import numpy as np
 
 from stn.tool.config import UserError
 
-__all__ = ["SOURCES", "Dataset", "Source", "Split", "carve", "default_distortion", "load"]
-
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 """The 62 classes of EMNIST ByClass and of the glyphs, in the order of their labels."""
 
 MERGED = string.digits + string.ascii_uppercase + "abdefghnqrt"
 """The 47 classes of EMNIST ByMerge and Balanced: the other letters look alike in both cases."""
+
+CHANNELS = {"auto": None, "grey": 1, "rgb": 3}
+"""By color; None: as the images have it."""
 
 TEST_FRACTION = 0.2
 """Share of the images that becomes the test split of a source that has none of its own."""
@@ -336,10 +337,10 @@ def _conform(dataset: Dataset, image_size: int | None, color: str) -> Dataset:
             return None
         height, width, channels = split.images.shape[1:]
         size = image_size or height, image_size or width
-        wanted = {"auto": channels, "grey": 1, "rgb": 3}[color]
+        wanted = CHANNELS[color] or channels
         if (*size, wanted) == (height, width, channels):
             return split
-        from stn.tool.data.folders import convert
+        from stn.tool.images import convert
 
         images = np.empty((len(split), *size, wanted), np.uint8)
         for i, image in enumerate(split.images):

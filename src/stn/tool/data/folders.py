@@ -9,12 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from stn.tool.config import UserError
-from stn.tool.data import TEST_FRACTION, Dataset, Split, carve_mask
+from stn.tool.data import CHANNELS, TEST_FRACTION, Dataset, Split, carve_mask
 from stn.tool.images import SUFFIXES, read_image
-from stn.tool.images import convert as convert  # the other sources bring arrays to a size too
-from stn.tool.images import resize as resize
-
-CHANNELS = {"auto": None, "grey": 1, "rgb": 3}  # by color
 
 _Files = list[tuple[Path, int]]  # each with its label
 

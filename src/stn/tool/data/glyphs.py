@@ -103,23 +103,27 @@ def read(
 
 def _load_fonts() -> list[tuple[ImageFont.FreeTypeFont, int]]:
     """All typefaces, scaled so that their capitals have the same height, with least growths."""
-    import matplotlib
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = []
     for typeface, least in TYPEFACES.items():
-        file = folder / f"{typeface}.ttf"
-        try:
-            # The basic layout is always there; Raqm, where installed, could place differently.
-            probe = ImageFont.truetype(str(file), 200, layout_engine=ImageFont.Layout.BASIC)
-        except OSError as error:
-            raise UserError(
-                f"Expected the typefaces that come with matplotlib. Received: {file} ({error}). "
-                "Install matplotlib again"
-            ) from error
+        probe = open_typeface(typeface)
         top = probe.getbbox("H", anchor="ls")[1]
         fonts.append((probe.font_variant(size=200 * CAPITAL / -top), least))
     return fonts
+
+
+def open_typeface(name: str) -> ImageFont.FreeTypeFont:
+    """One of matplotlib's typefaces, at a size of 200."""
+    import matplotlib
+
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    try:
+        # The basic layout is always there; Raqm, where installed, could place differently.
+        return ImageFont.truetype(str(file), 200, layout_engine=ImageFont.Layout.BASIC)
+    except OSError as error:
+        raise UserError(
+            f"Expected the typefaces that come with matplotlib. Received: {file} ({error}). "
+            "Install matplotlib again"
+        ) from error
 
 
 def _draw(character: str, font: ImageFont.FreeTypeFont, growth: int) -> tuple[Image.Image, int]:

@@ -159,7 +159,10 @@ def _find(folder: Path, stem: str, name: str) -> _File:
             path = place / candidate
             if path.is_file():
                 return _File(
-                    str(path), lambda path=path: path.open("rb"), path.stat().st_size, _is_gz(path)
+                    str(path),
+                    lambda path=path: path.open("rb"),
+                    path.stat().st_size,
+                    path.suffix == ".gz",
                 )
     if name != "mnist":
         for place in places:
@@ -174,10 +177,6 @@ def _find(folder: Path, stem: str, name: str) -> _File:
         f"{', '.join(part for part in SUBFOLDERS if part)}. Check --data-dir, or leave it out to "
         "download"
     )
-
-
-def _is_gz(path: Path) -> bool:
-    return path.suffix == ".gz"
 
 
 def _find_member(archive: Path, names: Sequence[str]) -> _File | None:
@@ -196,7 +195,7 @@ def _find_member(archive: Path, names: Sequence[str]) -> _File | None:
 
     # The size in the zip's directory is a claim; what the zip itself takes bounds it.
     size = min(member.file_size, archive.stat().st_size * DEFLATE_LIMIT)
-    return _File(title, open_member, size, _is_gz(Path(member.filename)))
+    return _File(title, open_member, size, member.filename.endswith(".gz"))
 
 
 @contextlib.contextmanager

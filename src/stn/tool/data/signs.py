@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from stn.tool.config import UserError
-from stn.tool.data import Dataset, Split
+from stn.tool.data import Dataset, Split, glyphs
 
 SIZE = 48  # height and width of an image
 PLATE = 96  # of the drawing a sign is sampled from; about 2 of its pixels make one of the image
@@ -274,16 +272,7 @@ def _draw_sign(plate: tuple[str, tuple, float, tuple], marks: list[Mark]) -> Ima
 
 def _font(word: str, height: float, widest: float) -> ImageFont.FreeTypeFont:
     """Bold type in which a word has this height, or less if it would be too wide."""
-    import matplotlib
-
-    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-    try:
-        probe = ImageFont.truetype(str(file), 200, layout_engine=ImageFont.Layout.BASIC)
-    except OSError as error:
-        raise UserError(
-            f"Expected the typefaces that come with matplotlib. Received: {file} ({error}). "
-            "Install matplotlib again"
-        ) from error
+    probe = glyphs.open_typeface("DejaVuSans-Bold")
     left, top, right, bottom = probe.getbbox(word)
     return probe.font_variant(size=200 * min(height / (bottom - top), widest / (right - left)))
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from stn.tool.config import UserError
-from stn.tool.data import TEST_FRACTION, Dataset, Split, carve_mask
-from stn.tool.data.folders import CHANNELS, convert, stack
+from stn.tool.data import CHANNELS, TEST_FRACTION, Dataset, Split, carve_mask
+from stn.tool.data.folders import stack
+from stn.tool.images import convert
 
 
 def read(
