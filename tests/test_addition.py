@@ -9,7 +9,7 @@ from PIL import Image
 
 import stn
 from stn import models
-from stn.tool import data, evaluation, pictures, runs
+from stn.tool import data, pictures, runs, tasks
 from stn.tool.config import Config, UserError
 from stn.tool.data import addition
 from stn.tool.data.distortions import DISTORTIONS, Distortion
@@ -67,7 +67,7 @@ def test_training_pairs_are_drawn_anew_every_epoch(distort):
     from stn.tool import training
 
     config = Config(task="addition", data="mnist", distort=distort, batch_size=16, augment=0.0)
-    distortion = evaluation.distortion_of(config)
+    distortion = tasks.distortion_of(config)
     batches = training.Batches(config, numbered(40), distortion)
     drawn = []
     for epoch in (1, 2, 1):
@@ -85,7 +85,7 @@ def test_training_pairs_are_drawn_anew_every_epoch(distort):
 def test_pairs_are_of_grey_images():
     split = data.Split(np.zeros((2, 4, 4, 3), "uint8"), np.zeros(2, "int32"))
     with pytest.raises(UserError, match=r"grey images to add.*3 channels; use --color grey"):
-        evaluation.for_task(Config(task="addition"), "01", split, 2)
+        tasks.for_task(Config(task="addition"), "01", split, 2)
 
 
 # --- the adder -----------------------------------------------------------------------------------

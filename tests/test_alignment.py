@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import stn
-from stn.tool import alignment, evaluation, examples
+from stn.tool import alignment, evaluation, examples, tasks
 
 SIZE = (20, 30)
 
@@ -112,8 +112,8 @@ def test_a_probe_takes_any_number_of_images(trained):
 
 def test_survey_of_a_classifier(trained):
     model = evaluation.load_model(trained.run, None)
-    names, test = evaluation.load_split(trained.config, "test", channels=1)
-    images = evaluation.distorted_test(trained.config, test, [0.0])
+    names, test = tasks.load_split(trained.config, "test", channels=1)
+    images = tasks.distorted_test(trained.config, test, [0.0])
     found = alignment.survey(
         examples.Probe(model, trained.config.transform), images, test.labels, len(names)
     )

@@ -8,7 +8,7 @@ import pytest
 
 import stn
 from conftest import Brightness
-from stn.tool import evaluation, runs
+from stn.tool import runs, tasks
 from stn.tool.config import UserError
 from stn.tool.evaluation import predict_probabilities, score
 
@@ -72,9 +72,7 @@ def test_probabilities_of_any_number_of_images(count, batch_size):
 
 def test_background_of_images(digit):
     images = np.stack([digit] * 10 + [255 - digit] * 10)[..., None]
-    found = [
-        evaluation.background_of(images[part]) for part in (slice(10), slice(10, 20), slice(20))
-    ]
+    found = [tasks.background_of(images[part]) for part in (slice(10), slice(10, 20), slice(20))]
     assert [kind for _, kind in found] == ["dark", "light", "mixed"]
     assert [None if color is None else color.tolist() for color, _ in found] == [[0], [255], None]
 
@@ -82,7 +80,7 @@ def test_background_of_images(digit):
 def test_the_color_of_the_background():
     images = np.full((20, 8, 8, 3), (250, 240, 10), "uint8")
     images[:, 2:6, 2:6] = 0
-    color, kind = evaluation.background_of(images)
+    color, kind = tasks.background_of(images)
     assert color.tolist() == [250, 240, 10] and kind == "light"
 
 
@@ -95,7 +93,7 @@ def test_the_color_of_the_background():
 )
 def test_different_backgrounds_are_none(colors):
     images = np.stack([np.full((8, 8, 3), color, "uint8") for color in colors])
-    assert evaluation.background_of(images) == (None, "mixed")
+    assert tasks.background_of(images) == (None, "mixed")
 
 
 # --- a trained run -------------------------------------------------------------------------------

@@ -623,9 +623,9 @@ def data_show(
     images = images.take(np.random.default_rng(seed).permutation(len(images))[:count])
     distortion, distorted = distortions.DISTORTIONS[distort], ""
     if distort != "none":
-        from stn.tool import evaluation
+        from stn.tool import tasks
 
-        color, _ = evaluation.background_of(images.images)
+        color, _ = tasks.background_of(images.images)
         distortion, distorted = distortion.on(color), f", {distort} distortion"
     picture = pictures.draw_frame(
         distortions.distort_all(images.images, distortion, seed),

@@ -35,8 +35,8 @@ from stn.tool.board import Board
 from stn.tool.config import Config, Stream, UserError
 from stn.tool.data import distortions
 from stn.tool.data.scenes import CANVAS, Scenes, draw_scenes, iou
-from stn.tool.evaluation import load_split
 from stn.tool.progress import Progress
+from stn.tool.tasks import load_split
 
 PATCHES = 16  # of clutter on a canvas
 MARGIN = 1.0  # the squared distance of two encodings that have nothing in common

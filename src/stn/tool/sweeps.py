@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stn import grids
-from stn.tool import alignment, comparison, controls, evaluation, examples, plots, runs
+from stn.tool import alignment, comparison, controls, evaluation, examples, plots, runs, tasks
 from stn.tool.config import Config, Stream, UserError
 from stn.tool.data import distortions
 
@@ -135,7 +135,7 @@ def turns_left_over(
         left of them, with a 95 % bootstrap interval, `_low` and `_high`; as in `sweep`. None where
         the distortion does not turn images, or does more to them than an affine map can say.
     """
-    distortion = evaluation.distortion_of(config)
+    distortion = tasks.distortion_of(config)
     if not distortion.angle or distortion.families != ("affine",) or distortion.apart:
         return None
     rng = np.random.default_rng((config.seed, Stream.SWEEP))
@@ -167,7 +167,7 @@ class _Reader:
         model = evaluation.load_model(run, backend)
         channels = run.dataset["image_shape"][-1]
         self._background = run.dataset.get("background_color")
-        _, test = evaluation.load_split(config, "test", channels=channels)
+        _, test = tasks.load_split(config, "test", channels=channels)
         rng = np.random.default_rng((config.seed, Stream.SWEEP))
         chosen = rng.permutation(len(test.labels))[:count]
         self.labels, self._images = test.labels[chosen], test.images[chosen]

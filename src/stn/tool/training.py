@@ -35,17 +35,10 @@ from stn.tool import (
 from stn.tool.board import Board
 from stn.tool.config import Config, Stream, UserError
 from stn.tool.data import addition, distortions
-from stn.tool.evaluation import (
-    background_of,
-    distorted_test,
-    distortion_of,
-    for_task,
-    load_split,
-    predict_probabilities,
-    score,
-)
+from stn.tool.evaluation import predict_probabilities, score
 from stn.tool.monitor import Monitor
 from stn.tool.progress import Progress
+from stn.tool.tasks import background_of, distorted_test, distortion_of, for_task, load_split
 
 # Values in the training images that are distorted in one go.
 _AT_ONCE = 1 << 20
