@@ -177,6 +177,12 @@ def test_backend_can_be_chosen_after_the_import():
 
 
 @pytest.mark.once
+def test_reports_need_no_backend():
+    heavy, _, _ = start("import stn.tool.report, stn.tool.comparison")
+    assert not heavy & {"keras", "tensorflow", "jax", "torch"}
+
+
+@pytest.mark.once
 def test_a_saved_model_loads_after_both_imports(tmp_path):
     model = stn.classifier(num_classes=2, input_shape=(8, 8, 1))
     model.save(tmp_path / "model.keras")

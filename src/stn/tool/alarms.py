@@ -192,10 +192,8 @@ def raised(record: Mapping[str, Any], config: Config) -> dict[str, str]:
             f"to see: try {pull}, {inward}or {slower}"
         )
     if area < COLLAPSED:
-        from stn import get_transform
-
-        limits = get_transform(config.transform).limits if config.transform != "none" else ()
-        bounds = "scale = [0.3, 1.5]" if "scale" in limits else "displacement = 0.2"
+        bends = config.transform in ("tps", "flow", "diffeomorphic")
+        bounds = "displacement = 0.2" if bends else "scale = [0.3, 1.5]"
         found["collapsed"] = (
             f"The layer looks at only {area:.2%} of the image, almost a point: try "
             f"--bounds '{bounds}', {slower}, or a family that cannot zoom, such as "
