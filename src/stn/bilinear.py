@@ -125,8 +125,12 @@ def read_natively(
         pixels([coordinate.detach().flatten(1)[:, [0, -1]] for coordinate in points])
     )
     between = (ends != ends.round()).any(dim=-1).any(dim=0)  # of each image
-    # What is not a number or infinite is not read as promised either.
-    if not bool(between.all() & ends.isfinite().all()):
+    # What is not a number or infinite is not read as promised either; it spoils a sum.
+    total = torch.stack([coordinate.detach().sum() for coordinate in points]).sum()
+    try:
+        if not bool(between.all() & total.isfinite()):
+            return None
+    except RuntimeError:  # under torch.func.vmap nothing can be decided
         return None
     last = len(values.shape) - 1
     result = torch.nn.functional.grid_sample(
@@ -265,7 +269,8 @@ def _compiled(function: Any) -> Any:
 
 def _read(values: Any, *at: Any) -> Any:
     size, channels = _split(values, at)
-    first, offsets = _place(size, at)
+    # As many images as there are: points of another number do not go with them.
+    first, offsets = _place(size, at, ops.shape(values)[0])
     weights = [_hats(_spread(offset, channels)) for offset in offsets]
     return _weighed(_table(values, channels), first, _steps(size), weights)
 
@@ -351,15 +356,16 @@ def _spread(tensor: Any, channels: int | None) -> Any:
     return ops.expand_dims(tensor, -1) if channels else tensor
 
 
-def _place(size: tuple[int, ...], at: Any) -> tuple[Any, list[Any]]:
+def _place(size: tuple[int, ...], at: Any, count: Any = None) -> tuple[Any, list[Any]]:
     """The first pixel that each point reads, as row of a table of all, and how far it is beyond."""
+    count = ops.shape(at[0])[0] if count is None else count
     rows, offsets = 0, []
     for coordinate, n in zip(at, size, strict=True):
         # NaN and whatever lies before the image compare false: the first pair.
         first = ops.where(coordinate >= 0, ops.minimum(ops.floor(coordinate), n - 2.0), 0.0)
         rows = rows * n + ops.cast(first, "int32")
         offsets.append(coordinate - first)
-    images = ops.arange(ops.shape(at[0])[0], dtype="int32") * math.prod(size)
+    images = ops.arange(count, dtype="int32") * math.prod(size)
     return rows + ops.reshape(images, (-1,) + (1,) * (len(at[0].shape) - 1)), offsets
 
 
@@ -414,7 +420,11 @@ def _apart(tensors: list[Any]) -> list[Any]:
     import tensorflow as tf
     from tensorflow.compiler.tf2xla.python import xla
 
-    return tensors if tf.executing_eagerly() else xla.optimization_barrier(*tensors)
+    @tf.custom_gradient
+    def barrier(*tensors: Any) -> Any:  # TensorFlow has no gradient of its own for it
+        return xla.optimization_barrier(*tensors), lambda *changes: changes
+
+    return tensors if tf.executing_eagerly() else barrier(*tensors)
 
 
 def _after(tensor: Any, other: Any) -> Any:
@@ -465,12 +475,18 @@ def _scatter_tensorflow(flat: Any, start: Any, updates: Any) -> Any:
     from tensorflow.compiler.tf2xla.python import xla
     from tensorflow.compiler.xla import xla_data_pb2
 
+    where = start + tf.range(updates.shape[1])
     if tf.executing_eagerly():
-        where = start + tf.range(updates.shape[1])
         return tf.tensor_scatter_nd_add(flat, where[..., None], updates)
     numbers = xla_data_pb2.ScatterDimensionNumbers(
         update_window_dims=[1], scatter_dims_to_operand_dims=[0], index_vector_dim=1
     )
     scalar = tf.TensorSpec([], flat.dtype)
     add = tf.function(tf.add, autograph=False).get_concrete_function(scalar, scalar)
-    return xla.scatter(flat, start, updates, add, numbers)
+
+    @tf.custom_gradient
+    def scatter(flat: Any, updates: Any) -> Any:  # likewise
+        result = xla.scatter(flat, start, updates, add, numbers)
+        return result, lambda change: (change, tf.gather(change, where))
+
+    return scatter(flat, updates)

@@ -324,6 +324,11 @@ class Transform:
             >>> get_transform("rigid").check_bounds({"angle": 0.5})
             {'angle': (-0.5, 0.5)}
         """
+        if bounds is not None and not isinstance(bounds, Mapping):
+            raise ValueError(
+                f"Expected bounds to be a dictionary with some of {self.limits}. "
+                f"Received: bounds={bounds!r}"
+            )
         checked = {}
         for key, value in (bounds or {}).items():
             center = 1.0 if key == "scale" else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -37,8 +38,8 @@ class SpatialTransformer(layers.Layer):
             flattened. Do not end it with the parameters: the layer adds that head itself, a
             dense layer that starts at zero, on top of the identity.
         output_size: `(height, width)` of the output (for volumes `(depth, height, width)`), or
-            one number for all; that of the input by default. With several heads, a list of these
-            gives each its own.
+            one number for all; that of the input by default. With several heads, a list of one
+            `(height, width)` for each gives each its own.
         sampler: See `stn.sample`.
         padding: See `stn.sample`.
         fill_value: The value outside the image, or one per channel, with `padding="constant"` or
@@ -47,9 +48,10 @@ class SpatialTransformer(layers.Layer):
         data_format: `"channels_last"`, `"channels_first"`, or None for the Keras setting.
         return_params: Whether to return the parameters and the sampling grid as well.
         identity_penalty: Factor of a loss the layer adds in training: the squared distance of the
-            parameters from the identity, summed over the parameters, averaged over the batch. The
-            task does not care which way up everything is straightened to, so without a small
-            penalty (0.01) the output drifts to some common tilt.
+            parameters from the identity (from its tile, with `initialization="tiles"`), as the
+            head asks for them before `bounds`, summed over the parameters, averaged over the
+            batch. The task does not care which way up everything is straightened to, so without a
+            small penalty (0.01) the output drifts to some common tilt.
         frame_penalty: Factor of a loss the layer adds in training: the squared distance of the
             sampling points from the image, 0 inside, averaged over points and batch, in
             normalized units. It calls back a layer that looks past its input, where nothing else
@@ -68,7 +70,7 @@ class SpatialTransformer(layers.Layer):
             Adam, which divides by the size of the gradient, takes it out again.
         gradient_clip: The longest gradient of the loss of an image with respect to its parameters;
             a longer one is shortened, one that is not of numbers becomes 0. For losses averaged
-            over the batch. None: as it comes.
+            over the batch, and not scaled as for float16. None: as it comes.
         heads: How many transformations of one input the localization network predicts, so that
             each can look at its own part.
         iterations: How often the localization network looks: from the second time on it sees what
@@ -212,10 +214,15 @@ class SpatialTransformer(layers.Layer):
             self.localization = LOCALIZATIONS[self._localization_name](
                 seen, self.data_format, self.dtype_policy
             )
+        if self.gradient_clip is not None and self.compute_dtype == "float16":
+            warnings.warn(
+                "gradient_clip measures the gradient as it comes. In float16 Keras scales the loss "
+                "(LossScaleOptimizer), 32,768 times at first, and so much too short it is clipped; "
+                "prefer mixed_bfloat16, or clip in the optimizer.",
+                stacklevel=2,
+            )
         try:
-            if not self.localization.built:
-                self.localization.build(seen_shape)
-            features = self.localization.compute_output_shape(seen_shape)
+            features = _feature_shape(self.localization, seen_shape, self.compute_dtype)
         except ValueError as error:
             raise ValueError(
                 "Expected images that suit the localization network "
@@ -374,16 +381,31 @@ class SpatialTransformer(layers.Layer):
         """The size of what the localization network sees, for inputs of a size."""
         return transforms.check_output_size(self.localization_size, len(size)) or size
 
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+        """The shapes and types of the output: parameters and grid are float32 in any policy."""
+        types = (self.compute_dtype, "float32", "float32")
+
+        def describe(shape: Any) -> Any:
+            if not self.return_params:
+                return keras.KerasTensor(shape, self.compute_dtype)
+            return tuple(keras.KerasTensor(*one) for one in zip(shape, types, strict=True))
+
+        shapes = self.compute_output_shape(inputs.shape)
+        return [describe(one) for one in shapes] if self.heads > 1 else describe(shapes)
+
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape or shapes of the output for inputs of this shape."""
         batch, size = input_shape[0], samplers.shape_size(input_shape, self.data_format)
+        family = transforms.get_transform(
+            self._transform_name or self.transform, dimensions=len(size)
+        )
         results = []
         for output_size in self._output_sizes(size):
             if self.data_format == "channels_first":
                 shape = (batch, input_shape[1], *output_size)
             else:
                 shape = (batch, *output_size, input_shape[-1])
-            extra = (batch, self.transform.size), (batch, *output_size, len(size))
+            extra = (batch, family.size), (batch, *output_size, len(size))
             results.append((shape, *extra) if self.return_params else shape)
         return results if self.heads > 1 else results[0]
 
@@ -431,8 +453,8 @@ def probe(model: keras.Model, name: str = "stn") -> keras.Model:
     """A model that shows what a spatial transformer inside another model does.
 
     Args:
-        model: A functional or sequential model.
-        name: The name of the `SpatialTransformer` in it.
+        model: A functional or sequential model that has been built.
+        name: The name of the `SpatialTransformer` in it, or in a model inside it.
 
     Returns:
         A model of the same inputs and weights that returns a dictionary: `"images"`, what the
@@ -442,7 +464,8 @@ def probe(model: keras.Model, name: str = "stn") -> keras.Model:
         normalized; in volumes they have three coordinates. With several heads each is a list.
 
     Raises:
-        ValueError: If the model has no such layer, or it is not a `SpatialTransformer`.
+        ValueError: If the model has no such layer, calls it more than once, or it is not a
+            `SpatialTransformer`.
 
     Example:
         >>> import keras, stn
@@ -452,12 +475,48 @@ def probe(model: keras.Model, name: str = "stn") -> keras.Model:
         >>> sorted(seen.output), seen.output["params"].shape
         (['grid', 'images', 'inverse', 'params'], (None, 3))
     """
-    layer = model.get_layer(name)
+    found = _find(model, name)
+    if found is None:
+        names = [layer.name for layer in model.layers]
+        raise ValueError(
+            f"Expected a model with a layer {name!r}, functional or sequential and built. "
+            f"Received: {model!r} with layers {names}"
+        )
+    layer, images = found
     if not isinstance(layer, SpatialTransformer):
         raise ValueError(
             f"Expected the layer {name!r} to be a SpatialTransformer. Received: {layer!r}"
         )
-    return keras.Model(model.input, _Probe(layer, name="probe")(layer.input))
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.Model(inputs, _Probe(layer, name="probe")(images))
+
+
+def _find(model: Any, name: str) -> tuple[layers.Layer, Any] | None:
+    """A layer of a model, or of one inside it, and what it is called on, as a symbolic tensor."""
+    if not getattr(model, "inputs", None):
+        return None
+    for layer in model.layers:
+        if layer.name == name:
+            return layer, _called_on(model, layer)
+    for layer in model.layers:
+        if isinstance(layer, keras.Model) and (found := _find(layer, name)):
+            inner, images = found
+            return inner, keras.Model(layer.inputs, images)(_called_on(model, layer))
+    return None
+
+
+def _called_on(model: keras.Model, layer: layers.Layer) -> Any:
+    """The input of a layer in a model, which may not be the only one that calls it."""
+    graph: Any = model._functional if isinstance(model, keras.Sequential) else model
+    nodes = itertools.chain(*graph._nodes_by_depth.values())
+    calls = [node for node in nodes if node.operation is layer]
+    if len(calls) != 1:
+        raise ValueError(
+            f"Expected a model that calls the layer {layer.name!r} once. "
+            f"Received: {len(calls)} calls"
+        )
+    inputs = calls[0].input_tensors
+    return inputs if len(inputs) > 1 else inputs[0]
 
 
 class _Probe(layers.Layer):
@@ -490,6 +549,23 @@ class _Probe(layers.Layer):
             ],
         }
         return result if layer.heads > 1 else {key: value[0] for key, value in result.items()}
+
+
+def _feature_shape(network: Any, shape: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
+    """The shape of what a localization network makes of inputs of a shape; builds it if need be."""
+    images = keras.KerasTensor(shape, dtype)
+    if not network.built:
+        if type(network).build is layers.Layer.build:  # it has only a `call`, to be followed
+            network(images)
+        else:
+            network.build(shape)
+    try:
+        found = network.compute_output_shape(shape)
+    except NotImplementedError:
+        found = getattr(network.compute_output_spec(images), "shape", None)
+    if not found or not all(isinstance(n, int) for n in found[1:]):
+        raise ValueError(f"it gives {found}, not one tensor (batch, features) of known size")
+    return tuple(found)
 
 
 def _temper(offsets: Any, heads: int, factor: float, longest: float | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -286,10 +287,7 @@ class Projective(families.Transform):
     ) -> list[Any]:
         """See `Transform.columns`."""
         params, points = self.check_points(params, points)
-        columns = [points[..., 0], points[..., 1], ops.ones_like(points[..., 0])]
-        across, down, depth = combine(self.rows(params), columns)
-        nearness = 1.0 / _away_from_zero(depth)
-        return [across * nearness, down * nearness]
+        return _project(self.rows(params), points)
 
     def move(self, params: Any, points: Any, size: Any, align_corners: bool) -> Any:
         """See `Transform.move`."""
@@ -300,8 +298,24 @@ class Projective(families.Transform):
         return to_tensor(self.rows(self.check(params)))
 
     def inverse(self, params: Any, *, size: Any = None, align_corners: bool = False) -> Any:
-        """See `Transform.inverse`."""
-        return self.from_rows(families.adjugate(self.rows(self.check(params))))
+        """See `Transform.inverse`; NaN also where the last entry of the inverse would be 0."""
+        return self.from_rows(self._back(self.check(params)))
+
+    def move_back(
+        self, params: Any, points: Any, *, size: Any = None, align_corners: bool = False
+    ) -> Any:
+        """See `Transform.move_back`; without parameters of an inverse, which it need not have."""
+        params, points = self.check_points(params, points)
+        return ops.stack(_project(self._back(params), points), axis=-1)
+
+    def _back(self, params: Any) -> Rows:
+        """Matrices back, up to a factor; NaN where there are none."""
+        rows = self.rows(params)
+        back = families.adjugate(rows)
+        determinant = sum(rows[0][k] * back[k][0] for k in range(3))
+        largest = functools.reduce(ops.maximum, [ops.abs(entry) for entry in back[2]])
+        factor = ops.where(determinant == 0, np.nan, 1.0 / largest)
+        return [[entry * factor for entry in row] for row in back]
 
     def compose(
         self, first: Any, second: Any, *, size: Any = None, align_corners: bool = False
@@ -319,6 +333,14 @@ class Projective(families.Transform):
         return ops.concatenate(
             [affine, families.limit(offset[:, 6:], "perspective", bounds)], axis=-1
         )
+
+
+def _project(rows: Rows, points: Any) -> list[Any]:
+    """Where 3x3 matrices take points: one `(batch, ...)` tensor per coordinate."""
+    columns = [points[..., 0], points[..., 1], ops.ones_like(points[..., 0])]
+    across, down, depth = combine(rows, columns)
+    nearness = 1.0 / _away_from_zero(depth)
+    return [across * nearness, down * nearness]
 
 
 def _away_from_zero(values: Any) -> Any:

@@ -96,6 +96,11 @@ def classifier(
             "Expected pairs of grey images and an odd number of sums, for the 'adder' "
             f"architecture. Received: input_shape={tuple(input_shape)}, num_classes={num_classes}"
         )
+    if decided := options.keys() & {"localization", "data_format", "return_params", "name"}:
+        raise ValueError(
+            "Expected keywords of SpatialTransformer that an architecture does not decide. "
+            f"Received: {', '.join(sorted(decided))}"
+        )
     *networks, usual_penalty = ARCHITECTURES[architecture]
     localization, body = (_standardized(n) if standardize else n for n in networks)
     identity_penalty = options.get("identity_penalty")

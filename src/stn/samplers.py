@@ -259,7 +259,7 @@ def _taps(
         coordinate = clip(coordinate, first - 2.0, size + 1.0 - first)
     if sampler == "nearest":
         base = ops.cast(ops.round(coordinate), coordinate.dtype)
-        share = ops.where(ops.isnan(coordinate), np.nan, 0.0 * ops.ones_like(coordinate))
+        share = ops.where(ops.isfinite(coordinate), 0.0 * ops.ones_like(coordinate), np.nan)
     else:
         base = floor(coordinate)
         share = coordinate - base
@@ -536,12 +536,13 @@ def check_options(sampler: str, padding: str, fill_value: Any) -> None:
 
 
 def fill_values(fill_value: Any) -> tuple[float, ...]:
-    """The numbers of a fill value; raise a ValueError if it is not made of numbers."""
-    values = tuple(fill_value) if isinstance(fill_value, Iterable) else (fill_value,)
-    if values and all(isinstance(n, int | float | np.number) for n in values):
+    """The numbers of a fill value; raise a ValueError if it is not made of finite numbers."""
+    fill = fill_value.tolist() if isinstance(fill_value, np.ndarray) else fill_value
+    values = tuple(fill) if isinstance(fill, Iterable) else (fill,)
+    if values and all(isinstance(n, int | float | np.number) and np.isfinite(n) for n in values):
         return tuple(float(n) for n in values)
     raise ValueError(
-        "Expected fill_value to be a number, or one for each channel. "
+        "Expected fill_value to be a finite number, or one for each channel. "
         f"Received: fill_value={fill_value!r}"
     )
 

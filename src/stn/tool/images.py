@@ -275,7 +275,7 @@ def read_frames(
                 if total > MAX_PIXELS_OF_FRAMES:
                     raise _UnsuitableError(
                         f"Expected at most {MAX_PIXELS_OF_FRAMES} pixels in all frames of a file. "
-                        "Received: more than that in those up to {title}. Split the file"
+                        "Received: more than that in those up to {title}. Split it"
                     )
                 array = np.asarray(_flatten(image, enough))
                 array = convert(array.reshape(*array.shape[:2], -1), channels=channels)
