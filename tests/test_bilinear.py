@@ -196,3 +196,63 @@ def test_points_that_lie_side_by_side_are_not_copied():
     np.testing.assert_array_equal(found, points.reshape(2, 3, 2, 2))
     for columns in ([y, x], [x, x], [x[:1], y[:1]], [x.clone(), y]):
         np.testing.assert_array_equal(bilinear._side_by_side(columns), torch.stack(columns, -1))
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_point_in_the_middle_that_is_no_number(padding, bad):
+    images = np.random.default_rng(0).uniform(size=(1, 21, 21, 1)).astype("float32")
+    params = np.full((1, 98), 0.01, "float32")
+    params[0, 48] = bad
+    family = stn.Flow(7)
+    points = family(params, stn.grids.regular((21, 21))[None].astype("float32"))
+    found = ops.convert_to_numpy(stn.warp(images, params, family, padding=padding))
+    expected = ops.convert_to_numpy(stn.sample(images, points, padding=padding))
+    assert np.isnan(expected).any() or np.isposinf(bad)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="is about PyTorch")
+def test_vmap_of_pytorch():
+    import torch
+
+    images = torch.rand(3, 6, 5, 2)
+    params = torch.tensor([[0.9, 0.1, 0.05, -0.1, 0.9, 0.0]]).repeat(3, 1)
+    each = torch.func.vmap(lambda image, one: stn.warp(image[None], one[None])[0])
+    torch.testing.assert_close(each(images, params), stn.warp(images, params))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="is about TensorFlow's graphs")
+@pytest.mark.parametrize("channels", [1, bilinear.FEW + 1])
+def test_gradients_of_gradients_in_a_graph(channels):
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.uniform(size=(2, 6, 5, channels)), "float32")
+    params = tf.constant(rng.normal([1, 0, 0, 0, 1, 0], 0.1, (2, 6)), "float32")
+
+    def penalty(images, params):
+        with tf.GradientTape() as outer:
+            outer.watch([images, params])
+            with tf.GradientTape() as inner:
+                inner.watch([images, params])
+                energy = tf.reduce_sum(stn.warp(images, params) ** 2)
+            gradients = inner.gradient(energy, [images, params])
+            total = sum(tf.reduce_sum(gradient**2) for gradient in gradients)
+        return outer.gradient(total, [images, params])
+
+    eager = penalty(images, params)
+    for found, expected in zip(tf.function(penalty)(images, params), eager, strict=True):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="is about TensorFlow's graphs")
+def test_a_batch_that_is_known_too_late_is_not_read_past_its_end():
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((None, 6, 5, 1)), tf.TensorSpec((None, 6))]
+    warp = tf.function(lambda images, params: stn.warp(images, params), signature)
+    params = tf.tile([[1.0, 0.0, 0.1, 0.0, 1.0, 0.0]], (4, 1))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Incompatible shapes"):
+        warp(tf.ones((2, 6, 5, 1)), params)

@@ -281,6 +281,27 @@ def test_a_scale_of_zero_has_no_inverse(name):
     assert not np.isfinite(numbers(family.move_back(params, np.ones((1, 5, 2))))).any()
 
 
+def test_a_singular_projective_map_has_no_inverse():
+    family = stn.TRANSFORMS["projective"]
+    flat = np.array([[0, 0, 0.1, 0, 0, 0.1, 0, 0]], "float32")
+    assert np.isnan(numbers(family.inverse(flat))).all()
+    assert np.isnan(numbers(family.move_back(flat, draw_points(2)))).all()
+
+
+def test_a_projective_map_without_parameters_of_an_inverse_has_a_way_back():
+    family = stn.TRANSFORMS["projective"]
+    params = np.array([[0, 0, 1, 0, 1, 0, 1, 0]])  # the last entry of its inverse is 0
+    points = np.array([[[0.5, 0.25], [-0.3, 0.7]]])
+    back = numbers(family.move_back(params, call(family, params, points)))
+    np.testing.assert_allclose(back, points, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bounds", [[1], "scale", 0.5])
+def test_bounds_are_a_dictionary(bounds):
+    with pytest.raises(ValueError, match=r"Expected bounds to be a dictionary.*Received: bounds="):
+        stn.TRANSFORMS["affine"].check_bounds(bounds)
+
+
 @pytest.mark.shows("points")
 @families
 def test_points_go_there_and_back(family):

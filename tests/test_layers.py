@@ -429,6 +429,105 @@ def test_probe_shows_what_the_layer_does(heads):
         stn.probe(model, model.layers[1].name)
 
 
+def test_probe_of_a_sequential_model():
+    model = keras.Sequential(
+        [keras.Input((12, 10, 2)), transformer("affine", "mlp", name="stn"), layers.Flatten()]
+    )
+    shake(model)
+    seen = numpy(stn.probe(model)(IMAGES)["images"])
+    np.testing.assert_allclose(seen.reshape(5, -1), numpy(model(IMAGES)), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"a layer 'none', functional or sequential and built"):
+        stn.probe(model, "none")
+
+
+def test_probe_follows_the_model_that_it_is_given():
+    layer = transformer("affine", "mlp", name="stn")
+    first, second = keras.Input((12, 10, 2)), keras.Input((12, 10, 2))
+    keras.Model(first, layer(first))
+    other = keras.Model(second, layer(layers.Rescaling(0.5)(second)))
+    around = keras.Input((12, 10, 2))
+    outer = keras.Model(around, layers.Flatten()(other(layers.Rescaling(4.0)(around))))
+    for model, factor in ((other, 0.5), (outer, 2.0)):
+        seen = numpy(stn.probe(model)(IMAGES)["images"])
+        np.testing.assert_allclose(seen, factor * IMAGES, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"calls the layer 'stn' once\. Received: 2 calls"):
+        stn.probe(keras.Model(first, layer(layer(first))))
+
+
+class OnlyCall(layers.Layer):
+    """A localization network that is a `call` and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.dense = layers.Flatten(), layers.Dense(8)
+
+    def call(self, inputs):
+        return self.dense(self.flatten(inputs))
+
+
+class OnlyCallModel(keras.Model):
+    """The same as a model."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.dense = layers.Flatten(), layers.Dense(8)
+
+    def call(self, inputs):
+        return self.dense(self.flatten(inputs))
+
+
+class Mean(layers.Layer):
+    """One that builds itself, but says nothing of its output."""
+
+    def build(self, input_shape):
+        self.matrix = self.add_weight(shape=(input_shape[-1], 4))
+        self.built = True
+
+    def call(self, inputs):
+        return ops.matmul(ops.mean(inputs, axis=(1, 2)), self.matrix)
+
+
+@pytest.mark.parametrize(("kind", "weights"), [(OnlyCall, 4), (OnlyCallModel, 4), (Mean, 3)])
+@pytest.mark.parametrize("built", [False, True])
+def test_a_localization_network_need_not_say_its_shape(kind, weights, built):
+    network = kind()
+    if built:
+        network(IMAGES)
+    layer = stn.SpatialTransformer(localization=network, data_format="channels_last")
+    np.testing.assert_allclose(numpy(layer(IMAGES)), IMAGES, rtol=0, atol=1e-6)
+    assert len(layer.trainable_weights) == weights
+
+
+def test_a_localization_network_has_one_output():
+    inputs = keras.Input((12, 10, 2))
+    features = layers.Flatten()(inputs)
+    with pytest.raises(ValueError, match=r"not one tensor \(batch, features\) of known size"):
+        stn.SpatialTransformer(localization=keras.Model(inputs, [features] * 2))(IMAGES)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_parameters_and_grid_are_float32_symbolically_too(heads):
+    layer = transformer("affine", "mlp", heads=heads, return_params=True, dtype="mixed_bfloat16")
+    symbolic = layer(keras.Input((12, 10, 2), 5))
+    for seen in (symbolic, layer(IMAGES)):
+        for one in seen if heads > 1 else [seen]:
+            kinds = [keras.backend.standardize_dtype(tensor.dtype) for tensor in one]
+            assert kinds == ["bfloat16", "float32", "float32"]
+
+
+def test_shape_of_volumes_is_known_before_the_layer_is_built():
+    layer = transformer("affine", "mlp", return_params=True)
+    _, params, grid = layer.compute_output_shape((None, 4, 5, 6, 1))
+    assert params == (None, 12)
+    assert grid == (None, 4, 5, 6, 3)
+
+
+def test_clipping_in_float16_warns_of_the_scaled_loss():
+    layer = transformer("affine", "mlp", gradient_clip=1.0, dtype="mixed_float16")
+    with pytest.warns(UserWarning, match="prefer mixed_bfloat16"):
+        layer.build((None, 12, 10, 2))
+
+
 # --- ways to use it ------------------------------------------------------------------------------
 
 

@@ -266,3 +266,8 @@ def test_the_keras_setting_of_the_data_format_changes_nothing(architecture):
     np.testing.assert_allclose(one, other, atol=1e-6)
     kernels = [w.shape for w in layer.localization.weights if len(w.shape) == 4]
     assert kernels == [(5, 5, 3, 20), (5, 5, 20, 20)]
+
+
+def test_what_the_architecture_decides_cannot_be_given():
+    with pytest.raises(ValueError, match=r"architecture does not decide\. Received: localization"):
+        stn.classifier(localization="mlp")

@@ -450,6 +450,36 @@ def test_fill_value_is_clipped_to_integer_types(fill_value, expected):
     np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
 
 
+@pytest.mark.parametrize("sampler", ["nearest", "bilinear", "bicubic", "antialiased"])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_fill_value_of_nan_stays_outside(sampler, aligned):
+    images = np.random.default_rng(0).uniform(1, 2, (1, 9, 9, 2)).astype("float32")
+    family = "translation" if aligned else "affine"
+    params = [[0.4, 0.0]] if aligned else [[1, 0, 0.4, 0, 1, 0]]
+    options = {"sampler": sampler, "padding": "constant"}
+    found, plain = (
+        ops.convert_to_numpy(
+            stn.warp(images, np.array(params, "float32"), family, fill_value=fill, **options)
+        )
+        for fill in ((np.nan, 3.0), (0.0, 3.0))
+    )
+    assert not np.isnan(found[..., 1]).any()
+    np.testing.assert_allclose(found[..., 1], plain[..., 1], atol=1e-6)
+    inside = ~np.isnan(found[..., 0])
+    np.testing.assert_allclose(found[..., 0][inside], plain[..., 0][inside], atol=1e-6)
+    reach = {"nearest": 7, "bilinear": 7, "bicubic": 6, "antialiased": 7}[sampler]
+    assert inside[0].sum() == 9 * reach  # all that read nothing outside
+
+
+@pytest.mark.parametrize("padding", ["reflection", "circular"])
+@pytest.mark.parametrize("sampler", ["nearest", "bilinear"])
+def test_an_infinite_point_has_no_mirror_image(sampler, padding):
+    images = np.ones((1, 4, 4, 1), "float32")
+    points = np.array([[[np.inf, 0.0], [0.0, -np.inf], [0.3, 0.1]]], "float32")
+    found = ops.convert_to_numpy(stn.sample(images, points, sampler=sampler, padding=padding))
+    np.testing.assert_array_equal(np.isnan(found[0, :, 0]), [True, True, False])
+
+
 @pytest.mark.parametrize("fill_value", [(0.1, 0.2, 0.3), [0.1, 0.2, 0.3], np.arange(3), 0, 2])
 def test_fill_value_per_channel(fill_value):
     images = np.ones((1, 2, 2, 3), "float32")

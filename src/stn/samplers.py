@@ -139,12 +139,23 @@ def sample_pixels(
 
     fill = _fill(padding, fill_value, channels)
     at = coordinates[::-1]  # in the order of the axes of the image
-    if sampler == "antialiased":
-        result = _read_antialiased(values, at, padding, fill, align_corners)
-    elif sampler == "linearized":
-        result = _read_linearized(values, at, padding, fill, align_corners)
-    else:
-        result = _read(values, at, sampler, padding, fill, align_corners, aligned)
+
+    def read(values: Any, fill: tuple[float, ...] | None) -> Any:
+        if sampler == "antialiased":
+            return _read_antialiased(values, at, padding, fill, align_corners)
+        if sampler == "linearized":
+            return _read_linearized(values, at, padding, fill, align_corners)
+        return _read(values, at, sampler, padding, fill, align_corners, aligned)
+
+    if fill is None or all(map(math.isfinite, fill)):
+        result = read(values, fill)
+    else:  # not weighed, for 0 times NaN is NaN: it stands wherever anything outside is read
+        finite, others = ([n if math.isfinite(n) == kind else 0.0 for n in fill] for kind in (1, 0))
+        inside = ops.stop_gradient(read(ops.ones_like(values), (0.0,) * channels))
+        beyond = ops.convert_to_tensor(others, values.dtype)
+        result = read(values, tuple(finite))
+        result = result + ops.where(ops.abs(1 - inside) > 1e-5, beyond, ops.zeros_like(beyond))
+        fill = tuple(finite)
     if padding == "inward":
         result = result + _inward(values, at, fill)
     return from_channels_last(_to_type_of(images, result), data_format)
@@ -536,13 +547,13 @@ def check_options(sampler: str, padding: str, fill_value: Any) -> None:
 
 
 def fill_values(fill_value: Any) -> tuple[float, ...]:
-    """The numbers of a fill value; raise a ValueError if it is not made of finite numbers."""
+    """The numbers of a fill value; raise a ValueError if it is not made of numbers."""
     fill = fill_value.tolist() if isinstance(fill_value, np.ndarray) else fill_value
     values = tuple(fill) if isinstance(fill, Iterable) else (fill,)
-    if values and all(isinstance(n, int | float | np.number) and np.isfinite(n) for n in values):
+    if values and all(isinstance(n, int | float | np.number) for n in values):
         return tuple(float(n) for n in values)
     raise ValueError(
-        "Expected fill_value to be a finite number, or one for each channel. "
+        "Expected fill_value to be a number, or one for each channel. "
         f"Received: fill_value={fill_value!r}"
     )
 
