@@ -78,8 +78,8 @@ def train(
     """
     begun = time.perf_counter()
     progress = progress or Progress(quiet=True)
-    _check(config)
     run, config = checkpoints.prepare(out, config, resume=resume, overwrite=overwrite)
+    _check(config)
     board = Board(run, wanted=config.tensorboard)
 
     # Data. The test images are loaded at the end, when everything has been decided.
