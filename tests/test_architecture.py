@@ -28,7 +28,9 @@ LIBRARY = (
     "matrices",
     "deformations",
     "transforms",
+    "localizations",
     "layers",
+    "probing",
     "models",
 )
 HEAVY = {"keras", "tensorflow", "jax", "torch"}

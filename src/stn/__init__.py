@@ -23,7 +23,8 @@ _HOMES = {
         "transform_points",
         "warp",
     ),
-    "stn.layers": ("SpatialTransformer", "probe"),
+    "stn.layers": ("SpatialTransformer",),
+    "stn.probing": ("probe",),
     "stn.models": ("classifier",),
     "stn.tool.config": ("Config",),
     "stn.tool.runs": ("Run",),
@@ -41,8 +42,9 @@ __all__ = sorted([*_HOME_OF, "__version__"])
 if TYPE_CHECKING:
     from stn.deformations import Diffeomorphic, Flow, ThinPlateSpline
     from stn.families import Transform
-    from stn.layers import SpatialTransformer, probe
+    from stn.layers import SpatialTransformer
     from stn.models import classifier
+    from stn.probing import probe
     from stn.samplers import sample
     from stn.tool import train
     from stn.tool.comparison import compare
