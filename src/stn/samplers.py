@@ -150,12 +150,11 @@ def sample_pixels(
     if fill is None or all(map(math.isfinite, fill)):
         result = read(values, fill)
     else:  # not weighed, for 0 times NaN is NaN: it stands wherever anything outside is read
-        finite, others = ([n if math.isfinite(n) == kind else 0.0 for n in fill] for kind in (1, 0))
+        others = ops.convert_to_tensor([0.0 if math.isfinite(n) else n for n in fill], values.dtype)
         inside = ops.stop_gradient(read(ops.ones_like(values), (0.0,) * channels))
-        beyond = ops.convert_to_tensor(others, values.dtype)
-        result = read(values, tuple(finite))
-        result = result + ops.where(ops.abs(1 - inside) > 1e-5, beyond, ops.zeros_like(beyond))
-        fill = tuple(finite)
+        fill = tuple(n if math.isfinite(n) else 0.0 for n in fill)
+        result = read(values, fill)
+        result = result + ops.where(ops.abs(1 - inside) > 1e-5, others, ops.zeros_like(others))
     if padding == "inward":
         result = result + _inward(values, at, fill)
     return from_channels_last(_to_type_of(images, result), data_format)
