@@ -214,15 +214,15 @@ def save(
     runs.write_json(run.history_file, state["history"])
 
 
-def restore(run: runs.Run, model: keras.Model) -> dict[str, Any]:
-    """Put everything back as `save` found it; returns its state, with the weights kept."""
+def restore(run: runs.Run, model: keras.Model, *, kept: bool = True) -> dict[str, Any]:
+    """Put everything back as `save` found it; returns its state, with the weights kept, if any."""
     variables = [*model.variables, *model.optimizer.variables]
     file = run.checkpoint_file
     reading = runs.reading(file, remedy="train again with --overwrite")
     with reading, file.open("rb") as opened, np.load(opened) as arrays:
         state = json.loads(str(arrays["state"]))
-        kept = sum(name.startswith("kept/") for name in arrays.files)
-        state["kept"] = [arrays[f"kept/{i}"] for i in range(kept)]
+        if kept:
+            state["kept"] = [arrays[f"kept/{i}"] for i in range(len(model.weights))]
         for i, variable in enumerate(variables):
             variable.assign(arrays[f"variable/{i}"])
     runs.write_json(run.history_file, state["history"])  # it may be an epoch behind

@@ -124,8 +124,7 @@ def train(
     encoder.trainable = False
     model = _build_trainer(config, locator, encoder)
     if not new:
-        state = checkpoints.restore(run, model)
-        del state["kept"]  # the model is what it keeps
+        state = checkpoints.restore(run, model, kept=False)
     else:
         state = {"history": [], "encoder_accuracy": encoder_accuracy, "seconds": 0.0}
         runs.write_text(run.summary_file, summary)
