@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import interpolate, ndimage
 
+from conftest import forgetting_determinism
+from stn.tool import environment
 from stn.tool.data import distortions
 from stn.tool.data.distortions import DISTORTIONS, Distortion, augmentation, distort_all
 
@@ -415,3 +417,14 @@ def test_large_images_are_worked_on_in_smaller_parts(monkeypatch):
     monkeypatch.setattr(distortions, "_compiled_warp", counted)
     np.testing.assert_array_equal(distortions.warp_images(images, params, (28, 28)), whole)
     assert calls == [4, 4, 4, 2]
+
+
+def test_deterministic_without_a_warning():
+    """Deterministic TensorFlow has no XLA, of which Keras warns, and warnings are errors here."""
+    images = noise(4, size=(13, 9))  # a shape that nothing else has compiled
+    with forgetting_determinism():
+        environment.make_deterministic()
+        first = distort_all(images, DISTORTIONS["R"], 0)
+        distortions._compiled_warp.cache_clear()
+        np.testing.assert_array_equal(distort_all(images, DISTORTIONS["R"], 0), first)
+    distortions._compiled_warp.cache_clear()

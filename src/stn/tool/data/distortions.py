@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -369,7 +370,10 @@ def _compiled_warp(
 
     inputs = keras.Input(shape, dtype="uint8"), keras.Input((family.size,), dtype="float32")
     model = keras.Model(inputs, Warp(dtype="float32")(*inputs))
-    model.compile(jit_compile=keras.backend.backend() != "torch")
+    with warnings.catch_warnings():
+        # Keras goes on without XLA where it must, as in deterministic TensorFlow.
+        warnings.filterwarnings("ignore", "Model doesn't support `jit_compile")
+        model.compile(jit_compile=keras.backend.backend() != "torch")
 
     def run(images: np.ndarray, params: np.ndarray) -> np.ndarray:
         # Every new batch size would be compiled anew: round up to a power of two.
