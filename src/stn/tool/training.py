@@ -197,29 +197,14 @@ def train(
     model.set_weights(kept)
     checkpoints.save_model(run, model)
     with progress.step("Testing the model, drawing the report"):
-        _, test = for_task(config, *_load_test(config, shape, run), Stream.TEST)
-        test_images = distorted_test(config, test, color)
-        probabilities = predict_probabilities(model, test_images)
-        results = score(probabilities, test.labels, names)
-        walls.hang(run, probe, test_images, test.labels, probabilities, seed=config.seed)
-        straightened, turned = {}, None
-        if config.transform != "none":
-            seen = alignment.survey(probe, test_images, test.labels, len(names))
-            if config.task == "classification":  # images of the same sum are not alike
-                straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
-                averages = seen["inputs"].means(), seen["outputs"].means()
-                pictures.save(pictures.draw_averages(*averages, names), run.averages_file)
-            runs.write_bytes(run.theta_file, plots.draw_theta(seen["quantities"]))
-            turned = sweeps.turns_left_over(probe, config, test.images, color)
+        results = _test(run, config, model, probe, names, shape, color)
         epochs = len(state["history"])
         kept_epoch = state["best_epoch"] if config.keep == "best" else epochs
         record = state["history"][kept_epoch - 1]
         runs.write_json(
             run.metrics_file,
             {
-                "accuracy": results["accuracy"],
-                "loss": results["loss"],
-                "test": results,
+                **results,
                 "validation": {
                     "count": len(validation_split),
                     "loss": record["val_loss"],
@@ -230,8 +215,6 @@ def train(
                     "loss": record["loss"],
                     "accuracy": record["accuracy"],
                 },
-                "congealing": straightened,
-                "alignment": turned,
                 "best_epoch": state["best_epoch"],
                 "kept_epoch": kept_epoch,
                 "epochs": epochs,
@@ -244,7 +227,6 @@ def train(
         for film in (run.film_file, run.webp_file):
             films.write_film(run.frames(), film)
         runs.write_bytes(run.curves_file, plots.draw_curves(state["history"], kept_epoch))
-        runs.write_bytes(run.confusion_file, plots.draw_confusion(results["confusion"], names))
         report.write_report(run)
     return run
 
@@ -361,6 +343,40 @@ def _fewer(whole: data.Split, config: Config) -> data.Split:
         )
     order = np.random.default_rng((config.seed, Stream.TRAINING)).permutation(len(whole))
     return whole.take(np.sort(order[: config.train_images]))
+
+
+def _test(
+    run: runs.Run,
+    config: Config,
+    model: keras.Model,
+    probe: examples.Probe,
+    names: Sequence[str],
+    shape: tuple[int, ...],
+    background: Sequence[float] | None,
+) -> dict[str, Any]:
+    """Test the model, draw what it does to the test images, and return what is measured."""
+    _, test = for_task(config, *_load_test(config, shape, run), Stream.TEST)
+    images = distorted_test(config, test, background)
+    probabilities = predict_probabilities(model, images)
+    results = score(probabilities, test.labels, names)
+    runs.write_bytes(run.confusion_file, plots.draw_confusion(results["confusion"], names))
+    walls.hang(run, probe, images, test.labels, probabilities, seed=config.seed)
+    straightened, turned = {}, None
+    if config.transform != "none":
+        seen = alignment.survey(probe, images, test.labels, len(names))
+        if config.task == "classification":  # images of the same sum are not alike
+            straightened = {key: seen[key].numbers() for key in ("inputs", "outputs")}
+            averages = seen["inputs"].means(), seen["outputs"].means()
+            pictures.save(pictures.draw_averages(*averages, names), run.averages_file)
+        runs.write_bytes(run.theta_file, plots.draw_theta(seen["quantities"]))
+        turned = sweeps.turns_left_over(probe, config, test.images, background)
+    return {
+        "accuracy": results["accuracy"],
+        "loss": results["loss"],
+        "test": results,
+        "congealing": straightened,
+        "alignment": turned,
+    }
 
 
 def _load_test(
