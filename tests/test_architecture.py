@@ -23,6 +23,7 @@ LIBRARY = (
     "filters",
     "bilinear",
     "separable",
+    "symbolic",
     "samplers",
     "families",
     "matrices",

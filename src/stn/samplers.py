@@ -17,11 +17,13 @@ import numpy as np
 from keras import ops
 
 from stn import bilinear, filters, grids, separable
+from stn.symbolic import functional
 
 SAMPLERS = ("nearest", "bilinear", "bicubic", "lanczos3", "antialiased", "linearized")
 PADDINGS = ("zeros", "border", "reflection", "circular", "constant", "inward")
 
 
+@functional
 def sample(
     images: Any,
     points: Any,

@@ -12,6 +12,7 @@ from keras import ops
 
 from stn import bilinear, deformations, grids, matrices, samplers
 from stn.families import Transform
+from stn.symbolic import functional
 
 FAMILIES: dict[tuple[str, int], Transform] = {
     (family.name, family.dimensions): family
@@ -164,6 +165,7 @@ def deserialize(config: Any) -> Any:
     return keras.saving.deserialize_keras_object(config) if isinstance(config, dict) else config
 
 
+@functional
 def warp(
     images: Any,
     params: Any,
@@ -297,6 +299,7 @@ def sample_displaced(
     )
 
 
+@functional
 def transform_points(
     points: Any,
     params: Any,
