@@ -64,7 +64,8 @@ def classifier(
         heads: How many transformations of one image there are; the classifier sees what each of
             them gives, as so many more channels.
         **options: Further keywords of `stn.SpatialTransformer`: `sampler`, `padding`, `bounds` and
-            so on. `identity_penalty` is that of the architecture unless it is among them.
+            so on. `identity_penalty` is that of the architecture unless it is among them. Without
+            a transformer they are ignored, so that the control is the same call.
 
     Returns:
         A functional `keras.Model` from `(batch, *input_shape)` to `(batch, num_classes)`.
