@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,7 +15,16 @@ import pytest
 from PIL import Image
 
 from stn.tool.config import UserError
-from stn.tool.data import SOURCES, Split, carve, default_distortion, glyphs, idx, load
+from stn.tool.data import (
+    SOURCES,
+    Split,
+    carve,
+    default_distortion,
+    glyphs,
+    idx,
+    load,
+    training_files,
+)
 
 # --- names ---------------------------------------------------------------------------------------
 
@@ -503,6 +513,50 @@ def test_folder_color(tmp_path):
     assert (dataset.test.images[0] == 50).all()
     assert load(f"folder:{tmp_path}", color="grey").test.images.shape[3] == 1
     assert load(f"folder:{tmp_path}", color="rgb", splits=("train",)).train.images.shape[3] == 3
+
+
+def test_folder_with_one_image_more_or_less_keeps_its_test_images(tmp_path):
+    make_classes(tmp_path, {"a": 52, "b": 51})
+    before = set(content(load(f"folder:{tmp_path}", splits=("test",)).test))
+    files = training_files(f"folder:{tmp_path}", seed=42)
+    (tmp_path / "a" / "000.png").unlink()
+    saved(tmp_path / "b" / "zzz.png", picture(120))
+    after = set(content(load(f"folder:{tmp_path}", splits=("test",)).test))
+    assert len(before ^ after) <= 4  # one image of each class in place of another
+    assert training_files(f"folder:{tmp_path}", seed=42) != files
+    shutil.copytree(tmp_path, tmp_path.with_name("moved"))
+    moved = load(f"folder:{tmp_path.with_name('moved')}", splits=("test",)).test
+    assert set(content(moved)) == after
+
+
+def test_where_no_test_image_is_drawn_the_files_do_not_matter(tmp_path):
+    make_classes(tmp_path / "train", {"a": 3, "b": 3})
+    make_classes(tmp_path / "test", {"a": 3, "b": 3})
+    assert training_files(f"folder:{tmp_path}", seed=42) is None
+    assert training_files("glyphs", seed=42) is None
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are UTF-8 there")
+def test_classes_that_cannot_be_written_down(tmp_path):
+    make_classes(tmp_path, {"a": 3, "b\udcff": 3})
+    with pytest.raises(UserError, match="names of classes in UTF-8"):
+        load(f"folder:{tmp_path}")
+    with pytest.raises(UserError, match="Expected the path of a folder"):
+        load(f"folder:{tmp_path}/b\udcff")
+
+
+@pytest.mark.parametrize("name", ["glyphs", "signs", "folder:somewhere"])
+@pytest.mark.parametrize("option", ["data_dir", "mirror"])
+def test_places_that_are_not_looked_at(name, option):
+    with pytest.raises(UserError, match=f"^Expected no {option} with .*Received: {option}='there'"):
+        load(name, **{option: "there"})
+
+
+@pytest.mark.parametrize("name", ["folder:~nobody-of-this-name/x", "mnist"])
+def test_the_home_of_nobody(name):
+    place = {"data_dir": "~nobody-of-this-name/x"} if name == "mnist" else {}
+    with pytest.raises(UserError, match="Expected the path of a folder"):
+        load(name, **place)
 
 
 def test_folder_of_several_sizes_needs_image_size(tmp_path):

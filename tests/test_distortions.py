@@ -395,6 +395,12 @@ def test_paper_goes_on_beyond_the_image(name):
     assert DISTORTIONS[name].on([0.0]) == DISTORTIONS[name].on(None) == DISTORTIONS[name]
 
 
+def test_nothing_to_do_on_white_paper_either():
+    for background in ([255.0], [250.0, 240.0, 10.0], None):
+        assert DISTORTIONS["none"].on(background).idle
+    assert not DISTORTIONS["R"].on([255.0]).idle
+
+
 def test_every_channel_has_its_own_paper():
     images = np.full((2, 8, 8, 3), (250, 240, 10), "uint8")
     result = distort_all(images, DISTORTIONS["RTS"].on([250.0, 240.0, 10.0]), 0)

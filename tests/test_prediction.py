@@ -159,6 +159,21 @@ def test_images_of_the_users_own_are_shown_as_in_training(shown, digit):
     assert squashed[2:4].max() > 200
 
 
+@pytest.mark.parametrize("canvas", [14, 21])
+def test_a_grey_picture_for_a_model_that_sees_color(shown, digit, canvas):
+    color = {"channels": 3, "image_size": 14, "canvas": canvas, "data": "folder:mine"}
+    large = np.kron(digit, np.ones((2, 2), "uint8"))
+    seen = shown(large, background="light", background_color=[250.0, 250.0, 240.0], **color)
+    assert seen.shape == (1, canvas, canvas, 3)
+    assert (seen[0, ..., 0] == seen[0, ..., 2]).any()
+
+
+def test_a_photograph_is_not_a_negative(shown):
+    dark = np.random.default_rng(0).integers(0, 90, (14, 14, 3)).astype("uint8")
+    seen = shown(dark, channels=3, canvas=14, background="light", data="folder:mine")
+    np.testing.assert_array_equal(seen[0], dark)
+
+
 def test_photographs_of_ours_are_shown_as_in_training(shown, digit):
     pale = digit // 3 + 20
     seen = shown(pale, data="signs", canvas=14, background="mixed")

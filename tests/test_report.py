@@ -121,6 +121,24 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
+@pytest.mark.parametrize("names", [["_a", "_b"], ["a$\\frac$", "$x$"]])
+def test_runs_of_any_name_are_in_the_legend(names, monkeypatch):
+    seen = []
+    original = plots._name_lines
+
+    def watched(panel, **place):
+        original(panel, **place)
+        seen.append([text.get_text() for text in panel.get_legend().get_texts()])
+
+    monkeypatch.setattr(plots, "_name_lines", watched)
+    history = [{"epoch": 1, "val_accuracy": 0.5}, {"epoch": 2, "val_accuracy": 0.6}]
+    plots.draw_comparison([history, history], names)
+    points = [{"strength": 0.0, "accuracy": 0.9}, {"strength": 1.0, "accuracy": 0.5}]
+    swept = {"kind": "noise", "unit": "sd", "error_unit": "", "title": "t"}
+    plots.draw_sweep(swept | {"runs": [{"name": name, "points": points} for name in names]})
+    assert seen == [names, names]
+
+
 def test_every_distortion_is_put_in_words():
     from stn.tool.data.distortions import DISTORTIONS
 

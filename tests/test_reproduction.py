@@ -5,13 +5,14 @@ import importlib.util
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import draw_shapes, write_idx
-from stn.tool import reproduction, runs
+from stn.tool import checkpoints, reproduction, runs
 from stn.tool.config import UserError
 
 pytestmark = pytest.mark.once
@@ -167,6 +168,20 @@ def test_a_copy_beside_a_run_is_not_a_run(made):
     runs.write_json(copy / "metrics.json", metrics | {"test": {**metrics["test"], "accuracy": 0}})
     assert reproduction.collect(out) == before
     shutil.rmtree(copy)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no lock there")
+def test_a_cell_that_another_process_trains_is_left_to_it(made, capsys):
+    out, command = made
+    run = runs.Run.open(out / "R-fcn-1")
+    shutil.copytree(run.path, out.parent / "aside")
+    run.report_file.unlink()
+    try:
+        with checkpoints.begin(run, run.config, {}, resume=True, overwrite=False):
+            assert "table1.json" in command("--cells", "R/fcn", "--seeds", "1", "--epochs", "2")
+        assert not run.report_file.exists()
+    finally:
+        shutil.copy(out.parent / "aside" / run.report_file.name, run.report_file)
 
 
 def test_a_run_whose_report_is_missing_is_finished(made):

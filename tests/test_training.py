@@ -681,6 +681,50 @@ def test_two_runs_that_begin_together_are_not_mixed(there, shapes_config, tmp_pa
     assert runs.Run(out).config.seed == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no lock there")
+def test_a_run_is_trained_by_one_process_at_a_time(shapes_config, tmp_path):
+    run, config = checkpoints.prepare(
+        tmp_path / "run", shapes_config, resume=False, overwrite=False
+    )
+    with checkpoints.begin(run, config, {}, resume=False, overwrite=False):
+        for how in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
+            with pytest.raises(UserError, match="that no other process is training"):
+                checkpoints.begin(run, config, {}, **how)
+        assert run.config == config
+    checkpoints.begin(run, config, {}, resume=True, overwrite=False).close()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bounds": {"displacement": 0.1}}, "bounds"),
+        ({"bounds": {"scale": [2, 0.5]}}, "scale"),
+        ({"transform": "tps", "iterations": 2}, "composes in closed form"),
+        ({"transform": "rotation", "heads": 2, "initialization": "tiles"}, "that shifts"),
+    ],
+)
+def test_what_no_data_can_mend_is_told_before_any_is_read(values, message, shapes_config, tmp_path):
+    config = shapes_config.replace(data="mnist", data_dir=str(tmp_path / "nowhere"), **values)
+    with pytest.raises(UserError, match=message):
+        stn.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_without_its_pictures(trained, tmp_path):
+    shutil.copytree(trained.run.path, tmp_path / "run")
+    run = runs.Run.open(tmp_path / "run")
+    shutil.rmtree(run.frames_folder)
+    run.report_file.unlink()
+    stn.train(run.config, run.path, resume=True)
+    assert run.report_file.exists()
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are UTF-8 there")
+def test_a_place_that_cannot_be_written_down(shapes_config, tmp_path):
+    with pytest.raises(UserError, match="Expected the path of a folder"):
+        stn.train(shapes_config, tmp_path / "run\udcff")
+
+
 # --- exact resume --------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ exactly where an uninterrupted one would be.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -17,7 +18,7 @@ import keras
 import numpy as np
 
 from stn.tool import data, environment, runs
-from stn.tool.config import Config, UserError
+from stn.tool.config import Config, UserError, absolute
 
 
 def resolve(config: Config, run: runs.Run | None = None) -> Config:
@@ -38,8 +39,8 @@ def resolve(config: Config, run: runs.Run | None = None) -> Config:
     distort = config.distort or data.default_distortion(config.data)
     usual = data.default_augmentation(distort)
     return config.replace(
-        data=f"folder:{_absolute(folder)}" if kind == "folder" and folder else config.data,
-        data_dir=None if config.data_dir is None else _absolute(config.data_dir),
+        data=f"folder:{absolute(folder)}" if kind == "folder" and folder else config.data,
+        data_dir=None if config.data_dir is None else str(absolute(config.data_dir)),
         distort=distort,
         augment=usual if config.augment is None else config.augment,
         precision=precision,
@@ -53,13 +54,6 @@ def differences(before: Config, now: Config) -> list[str]:
     return [key for key in one if one[key] != other[key] and key not in ("data_dir", "mirror")]
 
 
-def _absolute(path: str) -> str:
-    try:
-        return str(Path(path).expanduser().absolute())
-    except RuntimeError as error:  # "~" and the name of nobody
-        raise UserError(f"Expected the path of a folder. Received: {path!r} ({error})") from error
-
-
 def prepare(
     out: str | os.PathLike[str], config: Config, *, resume: bool, overwrite: bool
 ) -> tuple[runs.Run, Config]:
@@ -71,6 +65,7 @@ def prepare(
     Raises:
         UserError: If there is something else, or another run.
     """
+    absolute(out)
     run = runs.Run(out)
     config = resolve(config, run if resume else None)
     if resume:
@@ -93,9 +88,13 @@ def _check_data(run: runs.Run, about: dict[str, Any]) -> None:
             )
 
 
+class BusyError(UserError):
+    """Another process is training the run."""
+
+
 def begin(
     run: runs.Run, config: Config, about: dict[str, Any], *, resume: bool, overwrite: bool
-) -> None:
+) -> contextlib.ExitStack:
     """Make the folder ready to be written to, new or as the last checkpoint left it.
 
     Args:
@@ -105,16 +104,45 @@ def begin(
         resume: As for `prepare`.
         overwrite: As for `prepare`.
 
+    Returns:
+        What keeps other processes from training in the folder until its `with` block ends.
+
     Raises:
+        BusyError: If another process is training there.
         UserError: If a run is to go on with other classes, or other images by number or shape.
     """
     if resume:
         _check_data(run, about)
-        run.clear_unfinished()
-        if config != run.config:
-            runs.write_text(run.config_file, config.to_toml())
-    else:
+        with _lock(run) as lock:
+            run.clear_unfinished()
+            if config != run.config:
+                runs.write_text(run.config_file, config.to_toml())
+            return lock.pop_all()
+    _check_free(run, overwrite)  # another run may have begun there while the data was read
+    with _lock(run) if run.config_file.exists() else contextlib.nullcontext():
         _create(run, config, overwrite)
+    return _lock(run)
+
+
+def _lock(run: runs.Run) -> contextlib.ExitStack:
+    held = contextlib.ExitStack()
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return held
+    folder = os.open(run.path, os.O_RDONLY)
+    held.callback(os.close, folder)  # the system does so when the process dies, however it dies
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        raise BusyError(
+            f"Expected a run that no other process is training. Received: {run.path}; wait until "
+            "that has ended, or stop it"
+        ) from None
+    except OSError:  # a file system without locks
+        held.close()
+    return held
 
 
 def _check_free(run: runs.Run, overwrite: bool) -> None:
@@ -172,7 +200,6 @@ def _check_resumable(run: runs.Run, config: Config) -> None:
 
 def _create(run: runs.Run, config: Config, overwrite: bool) -> None:
     """Make the run folder appear at once, with all that is needed to resume it."""
-    _check_free(run, overwrite)  # another run may have begun there while the data was read
     if overwrite and run.config_file.exists():
         run.clear()
     parent = run.path.absolute().parent

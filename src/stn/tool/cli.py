@@ -61,6 +61,8 @@ def main() -> None:
         # A place that cannot be written to is the user's mistake; a disk that fills up is not.
         wrong_place = error.errno in (*_FORBIDDEN, errno.ENOENT, errno.ENOTDIR)
         _fail(_explain_os_error(error), 2 if wrong_place else 1)
+    except MemoryError as error:
+        _fail(f"Not enough memory ({error}). Use a smaller --image-size, or fewer images", 1)
     except RuntimeError as error:
         if type(error).__name__ != "TrainingError":  # its module would import Keras
             raise
@@ -94,9 +96,9 @@ def _fail(message: str, code: int) -> typing.NoReturn:
 def _explain_os_error(error: OSError) -> str:
     where = f": {error.filename}" if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return f"The disk is full{where}. Nothing was left half-written; make room and --resume"
+        return f"The disk is full{where}. Nothing was left half-written; make room and try again"
     if error.errno in _FORBIDDEN:
-        return f"No permission to write{where}. Choose another place with --out"
+        return f"No permission to write{where}. Choose a place where you may write"
     return f"{error.strerror or error}{where}"
 
 

@@ -114,90 +114,90 @@ def train(
         "input_shape": list(scenes.images.shape[1:]),
         "train": len(scenes.images),
     }
-    checkpoints.begin(run, config, about, resume=resume, overwrite=overwrite)
-    new, encoder_accuracy = not run.checkpoint_file.exists(), 0.0
-    if new:
-        with progress.step("Training the encoder to tell digits apart"):
-            views = _Views(config, digits, clutter)
-            seen = learning.fit(classifier, views)
-            encoder_accuracy = float(seen["accuracy"][-1])
-    encoder.trainable = False
-    model = _build_trainer(config, locator, encoder)
-    if not new:
-        state = checkpoints.restore(run, model, kept=False)
-    else:
-        state = {"history": [], "encoder_accuracy": encoder_accuracy, "seconds": 0.0}
-        runs.write_text(run.summary_file, summary)
-        runs.write_json(run.dataset_file, about)
-        _draw(run, config, 0, locator, scenes, zoom_at(0, config.epochs))
-        board.add(0, {}, run.frame_file(0))
-        checkpoints.save(run, model, state)
-    progress.say(summary)
-    progress.say(
-        f"{len(scenes.images)} canvases with {config.object_class!r} of {config.data}, distortion "
-        f"{config.distort}. {config.backend}, {config.epochs} epochs. Everything goes to {run.path}"
-    )
+    with checkpoints.begin(run, config, about, resume=resume, overwrite=overwrite):
+        new, encoder_accuracy = not run.checkpoint_file.exists(), 0.0
+        if new:
+            with progress.step("Training the encoder to tell digits apart"):
+                views = _Views(config, digits, clutter)
+                seen = learning.fit(classifier, views)
+                encoder_accuracy = float(seen["accuracy"][-1])
+        encoder.trainable = False
+        model = _build_trainer(config, locator, encoder)
+        if not new:
+            state = checkpoints.restore(run, model, kept=False)
+        else:
+            state = {"history": [], "encoder_accuracy": encoder_accuracy, "seconds": 0.0}
+            runs.write_text(run.summary_file, summary)
+            runs.write_json(run.dataset_file, about)
+            _draw(run, config, 0, locator, scenes, zoom_at(0, config.epochs))
+            board.add(0, {}, run.frame_file(0))
+            checkpoints.save(run, model, state)
+        progress.say(summary)
+        progress.say(
+            f"{len(scenes.images)} canvases with {config.object_class!r} of {config.data}, "
+            f"distortion {config.distort}. {config.backend}, {config.epochs} epochs. "
+            f"Everything goes to {run.path}"
+        )
 
-    # Training.
-    steps = _Steps(config, scenes.images)
-    for epoch in range(len(state["history"]) + 1, config.epochs + 1):
-        started = time.perf_counter()
-        steps.epoch = epoch
-        rate = float(ops.convert_to_numpy(model.optimizer.learning_rate))
-        with progress.epoch(epoch, config.epochs, STEPS) as bar:
-            watcher = training.Watcher(bar, epoch, config, run)
-            logs = learning.fit(model, steps, watcher)
-        seconds = time.perf_counter() - started
-        zoom = zoom_at(epoch * STEPS, config.epochs)
-        boxes = scenes.boxes_around(locate(locator, scenes.images), zoom)
-        overlap = iou(boxes, scenes.boxes)
-        record = {
-            "epoch": epoch,
-            "loss": float(logs["loss"][-1]),
-            "accuracy": float(np.mean(overlap > 0.5)),
-            "mean_iou": float(np.mean(overlap)),
-            "zoom": zoom,
-            "learning_rate": rate,
-            "seconds": seconds,
-            "images_per_second": STEPS * len(scenes.images) / seconds,
-        }
-        state["history"].append(record)
-        state["seconds"] += time.perf_counter() - started
-        checkpoints.save_model(run, locator)
-        _draw(run, config, epoch, locator, scenes, zoom)
-        board.add(epoch, record, run.frame_file(epoch))
-        checkpoints.save(run, model, state)
-        progress.epoch_done(record, best=False)
-    board.close()
-
-    # What was found, on the canvases themselves: there is nothing that it learned from labels.
-    with progress.step("Drawing the report"):
-        boxes = scenes.boxes_around(locate(locator, scenes.images), 1 / CANVAS)
-        overlap = iou(boxes, scenes.boxes)
-        runs.write_json(
-            run.metrics_file,
-            {
+        # Training.
+        steps = _Steps(config, scenes.images)
+        for epoch in range(len(state["history"]) + 1, config.epochs + 1):
+            started = time.perf_counter()
+            steps.epoch = epoch
+            rate = float(ops.convert_to_numpy(model.optimizer.learning_rate))
+            with progress.epoch(epoch, config.epochs, STEPS) as bar:
+                watcher = training.Watcher(bar, epoch, config, run)
+                logs = learning.fit(model, steps, watcher)
+            seconds = time.perf_counter() - started
+            zoom = zoom_at(epoch * STEPS, config.epochs)
+            boxes = scenes.boxes_around(locate(locator, scenes.images), zoom)
+            overlap = iou(boxes, scenes.boxes)
+            record = {
+                "epoch": epoch,
+                "loss": float(logs["loss"][-1]),
                 "accuracy": float(np.mean(overlap > 0.5)),
                 "mean_iou": float(np.mean(overlap)),
-                "count": len(overlap),
-                "object_class": config.object_class,
-                "images": [
-                    {"true": true, "found": found, "iou": round(float(one), 4)}
-                    for true, found, one in zip(
-                        scenes.boxes.tolist(), boxes.round(2).tolist(), overlap, strict=True
-                    )
-                ],
-                "encoder_accuracy": state["encoder_accuracy"],
-                "epochs": len(state["history"]),
-                "train_seconds": state["seconds"],
-                "total_seconds": time.perf_counter() - begun,
-                "parameters": locator.count_params(),
-            },
-        )
-        for film in (run.film_file, run.webp_file):
-            films.write_film(run.frames(), film)
-        runs.write_bytes(run.curves_file, plots.draw_curves(state["history"], kept_epoch=None))
-        report.write_report(run)
+                "zoom": zoom,
+                "learning_rate": rate,
+                "seconds": seconds,
+                "images_per_second": STEPS * len(scenes.images) / seconds,
+            }
+            state["history"].append(record)
+            state["seconds"] += time.perf_counter() - started
+            checkpoints.save_model(run, locator)
+            _draw(run, config, epoch, locator, scenes, zoom)
+            board.add(epoch, record, run.frame_file(epoch))
+            checkpoints.save(run, model, state)
+            progress.epoch_done(record, best=False)
+        board.close()
+
+        # What was found, on the canvases themselves: there is nothing that it learned from labels.
+        with progress.step("Drawing the report"):
+            boxes = scenes.boxes_around(locate(locator, scenes.images), 1 / CANVAS)
+            overlap = iou(boxes, scenes.boxes)
+            runs.write_json(
+                run.metrics_file,
+                {
+                    "accuracy": float(np.mean(overlap > 0.5)),
+                    "mean_iou": float(np.mean(overlap)),
+                    "count": len(overlap),
+                    "object_class": config.object_class,
+                    "images": [
+                        {"true": true, "found": found, "iou": round(float(one), 4)}
+                        for true, found, one in zip(
+                            scenes.boxes.tolist(), boxes.round(2).tolist(), overlap, strict=True
+                        )
+                    ],
+                    "encoder_accuracy": state["encoder_accuracy"],
+                    "epochs": len(state["history"]),
+                    "train_seconds": state["seconds"],
+                    "total_seconds": time.perf_counter() - begun,
+                    "parameters": locator.count_params(),
+                },
+            )
+            films.write_films(run)
+            runs.write_bytes(run.curves_file, plots.draw_curves(state["history"], kept_epoch=None))
+            report.write_report(run)
     return run
 
 

@@ -251,7 +251,11 @@ class Config(pydantic.BaseModel):
             UserError: If the file cannot be read, or holds something that is not valid.
         """
         usual = {key: field.default for key, field in cls.model_fields.items()}
-        return cls(**{**usual, **_read_toml(path)})
+        if not (values := _read_toml(path)):
+            raise UserError(
+                f"Expected the configuration of a run. Received: {os.fspath(path)!r}, an empty file"
+            )
+        return cls(**{**usual, **values})
 
     def to_toml(self) -> str:
         """All values as TOML, one a line with its description; unset ones are comments.
@@ -290,6 +294,22 @@ class Config(pydantic.BaseModel):
     def replace(self, **values: Any) -> Config:
         """A copy with other values, validated."""
         return type(self)(**{**self.model_dump(), **values})
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The absolute path that is meant, `~` and all.
+
+    Raises:
+        UserError: If it cannot be one, or cannot be named in a report.
+    """
+    try:
+        found = Path(path).expanduser().absolute()
+        str(found).encode()
+    except (RuntimeError, UnicodeEncodeError) as error:  # "~" and the name of nobody; other bytes
+        raise UserError(
+            f"Expected the path of a folder. Received: {os.fspath(path)!r} ({error})"
+        ) from error
+    return found
 
 
 def _read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,8 +12,10 @@ SAME = ("task", "data", "image_size", "color", "distort", "seed")
 
 # What says nothing about training, or only about the layer that the control has not.
 _UNIMPORTANT = {
-    *("transform", "heads", "output_size", "sampler", "padding", "recipe", "data_dir", "backend"),
-    *("tensorboard", "deterministic", "steps_per_execution"),
+    *("recipe", "data_dir", "backend", "tensorboard", "deterministic", "steps_per_execution"),
+    *("transform", "heads", "initialization", "iterations", "localization_size", "bounds"),
+    *("output_size", "sampler", "padding", "pooling", "identity_penalty", "frame_penalty"),
+    *("localization_rate", "gradient_clip", "hold_epochs"),
 }
 
 

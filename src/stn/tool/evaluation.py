@@ -12,7 +12,7 @@ import numpy as np
 from stn.tool import runs
 from stn.tool.config import Stream, UserError, select_backend
 from stn.tool.data import distortions
-from stn.tool.tasks import distorted_test, for_task, load_split
+from stn.tool.tasks import check_unseen, distorted_test, for_task, load_split
 
 
 def evaluate(
@@ -55,10 +55,12 @@ def evaluate(
         "backend": backend,
     }
     config = config.replace(**{k: v for k, v in changes.items() if v is not None})
-    if other and data_dir is None:
-        config = config.replace(data_dir=None)
+    if other:  # which does not lie where that of the run does
+        config = config.replace(mirror=None, data_dir=changes["data_dir"])
     model = load_model(run, config.backend)
     names, channels = run.dataset["class_names"], run.dataset["image_shape"][-1]
+    if not other:
+        check_unseen(config, run.dataset)
     class_names, test = load_split(config, "test", channels=channels)
     class_names, test = for_task(config, class_names, test, Stream.TEST)
     if list(class_names) != names:

@@ -40,6 +40,13 @@ def write_film(frames: Sequence[Path], path: Any) -> None:
     runs.write_bytes(path, film)
 
 
+def write_films(run: runs.Run) -> None:
+    """Make the films of a run of its frames, if it still has any."""
+    if frames := run.frames():
+        for film in (run.film_file, run.webp_file):
+            write_film(frames, film)
+
+
 def film_bytes(frames: Sequence[Path], colors: int) -> bytes:
     """The GIF of `write_film`, with so many colors."""
     return _animate("GIF", indexed(frames, colors), optimize=False)

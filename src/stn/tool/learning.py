@@ -9,8 +9,38 @@ import keras
 import numpy as np
 
 from stn import models
+from stn.layers import SpatialTransformer
 from stn.tool import environment
 from stn.tool.config import Config, UserError
+
+
+def check(config: Config) -> None:
+    """Raise a UserError if no data could make a model of this configuration."""
+    if config.steps_per_execution > 1 and keras.backend.backend() == "torch":
+        raise UserError(
+            "Expected steps_per_execution to be 1 on PyTorch, where Keras supports no other. "
+            f"Received: steps_per_execution={config.steps_per_execution}"
+        )
+    if config.transform == "none":
+        return
+    try:
+        SpatialTransformer(config.transform, **_options(config))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _options(config: Config) -> dict[str, Any]:
+    """What a configuration says of the layer alone."""
+    return {
+        "sampler": config.sampler,
+        "heads": config.heads,
+        "initialization": config.initialization,
+        "bounds": config.bounds,
+        "iterations": config.iterations,
+        "localization_size": config.localization_size,
+        "frame_penalty": config.frame_penalty,
+        "gradient_clip": config.gradient_clip,
+    }
 
 
 def build(
@@ -37,11 +67,7 @@ def build(
     Raises:
         UserError: If the images do not suit the architecture, or an option the family.
     """
-    if config.steps_per_execution > 1 and keras.backend.backend() == "torch":
-        raise UserError(
-            "Expected steps_per_execution to be 1 on PyTorch, where Keras supports no other. "
-            f"Received: steps_per_execution={config.steps_per_execution}"
-        )
+    check(config)
     padding, fill = _outside(config.padding, background)
     usual = keras.config.dtype_policy()
     try:
@@ -53,20 +79,13 @@ def build(
             num_classes=num_classes,
             transform=config.transform,
             output_size=output_size,
-            sampler=config.sampler,
             padding=padding,
             fill_value=fill,
             pooling=config.pooling,
             parameters=config.parameters,
             standardize=config.standardize,
-            heads=config.heads,
-            initialization=config.initialization,
-            bounds=config.bounds,
-            iterations=config.iterations,
-            localization_size=config.localization_size,
             identity_penalty=config.identity_penalty,
-            frame_penalty=config.frame_penalty,
-            gradient_clip=config.gradient_clip,
+            **_options(config),
         )
     except ValueError as error:
         raise UserError(str(error)) from error

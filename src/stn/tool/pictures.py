@@ -269,7 +269,7 @@ def draw_inspection(
     pad, gap = 24, 20
     mono = _font(14, mono=True)
     widest = max((mono.getlength(_one_line(name)) for name, _ in classes), default=0)
-    names = min(130, max(24, round(widest))) + 12
+    names = min(130, max(24, math.ceil(widest))) + 12
     height = max(tile.height for _, tile in tiles)
     texts = max(big.getlength(title), normal.getlength(words))
     width = max(sum(tile.width + gap for _, tile in tiles) - gap, math.ceil(texts), 420)

@@ -146,9 +146,18 @@ def draw_comparison(histories: Sequence[list[dict[str, Any]]], names: Sequence[s
     panel.yaxis.set_major_formatter(PercentFormatter(1.0))
     panel.grid(axis="y", color="#e6e9ed")
     panel.spines[["top", "right"]].set_visible(False)
-    if panel.get_legend_handles_labels()[0]:
-        panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if panel.lines:
+        _name_lines(panel, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _png(figure, bbox_inches="tight", pad_inches=0.15)
+
+
+def _name_lines(panel: Any, **place: Any) -> None:
+    """A legend of all lines; Matplotlib's own leaves out those whose name begins with "_"."""
+    legend = panel.legend(
+        panel.lines, [line.get_label() for line in panel.lines], frameon=False, **place
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _share(value: float) -> str:
@@ -347,7 +356,7 @@ def draw_sweep(results: dict[str, Any], *, narrow: bool = False) -> bytes:
         panel.set_xlabel(f"{results['kind']} ({results['unit']})")
         panel.grid(color="#e3e7ec")
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False)
+        _name_lines(panel)
     panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     panels[0].set_ylim(0, 1.02)
     if aligned:
@@ -355,7 +364,7 @@ def draw_sweep(results: dict[str, Any], *, narrow: bool = False) -> bytes:
         if results["kind"] != "scale":  # what would be left if nothing were taken back
             strengths = [point["strength"] for point in results["runs"][0]["points"]]
             panels[1].plot(strengths, strengths, ":", color="#8893a3", label="nothing taken back")
-            panels[1].legend(frameon=False)
+            _name_lines(panels[1])
     figure.tight_layout()
     return _png(figure)
 

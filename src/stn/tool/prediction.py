@@ -222,7 +222,7 @@ def _read_inputs(
                 found.source, name=found.name, enough=enough, channels=channels
             ):
                 if as_is and config.image_size:  # as in training, whatever the aspect
-                    image = convert(image, size=(height, width))
+                    image = convert(image, size=(height, width), channels=channels)
                 image = _prepare(image, (height, width), canvas[:2], kind, color, as_is=as_is)
                 yield name, place + name.removeprefix(found.name), image
         except UserError as error:
@@ -248,6 +248,8 @@ def _prepare(
     paper = np.rint(np.median(border, axis=0)).astype(np.uint8)
     light = bool(np.median(border) > 127)
     inverted = kind != "mixed" and light != (kind == "light")
+    if as_is and image.shape[2] == 3:
+        inverted = False  # a photograph is not a negative of another
     if list(image.shape[:2]) != list(canvas):
         beside = paper
         if as_is and kind == "mixed":

@@ -30,8 +30,8 @@ def write_report(
     A run that is going on or was interrupted gets a page too; it says what is not there yet.
 
     Args:
-        run: A run, or its folder. Of its files all but its configuration and its environment may be
-            missing.
+        run: A run, or its folder. Of its files all but its configuration, its environment and, once
+            it is finished, what is known of its data may be missing.
         control: A finished run without a transformer on the same test images, to put its numbers
             beside; by default that of the run's sweeps, if there is one.
 

@@ -230,14 +230,17 @@ def _check(config: Config, folder: Path) -> None:
 def _train(config: Config, folder: Path, number: str, progress: Progress) -> None:
     import keras
 
-    from stn.tool import training
+    from stn.tool import checkpoints, training
 
     run = runs.Run(folder)
     if run.metrics_file.exists() and run.report_file.exists():  # the last thing that is written
         progress.say(f"{number}: {folder.name} is trained already")
         return
     progress.say(f"{number}: {folder.name}")
-    training.train(config, folder, resume=run.config_file.exists(), progress=progress)
+    try:
+        training.train(config, folder, resume=run.config_file.exists(), progress=progress)
+    except checkpoints.BusyError:
+        progress.say(f"{number}: {folder.name} is being trained by another process")
     keras.utils.clear_session()
 
 

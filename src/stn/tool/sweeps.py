@@ -167,6 +167,7 @@ class _Reader:
         model = evaluation.load_model(run, backend)
         channels = run.dataset["image_shape"][-1]
         self._background = run.dataset.get("background_color")
+        tasks.check_unseen(config, run.dataset)
         _, test = tasks.load_split(config, "test", channels=channels)
         rng = np.random.default_rng((config.seed, Stream.SWEEP))
         chosen = rng.permutation(len(test.labels))[:count]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,24 @@ def load_split(
         seed=config.seed,
     )
     return dataset.class_names, getattr(dataset, split)
+
+
+def check_unseen(config: Config, about: dict[str, Any]) -> None:
+    """Make sure that no test image of a configuration is one that a run was trained on.
+
+    Args:
+        config: That of the run, with the same data.
+        about: What the data were; see `stn.tool.runs.Run.dataset`.
+
+    Raises:
+        UserError: If files of a `folder:` whose test images are drawn were added or removed.
+    """
+    if about.get("training_files") != data.training_files(config.data, config.seed):
+        raise UserError(
+            "Expected the images the run was trained with: which of a folder are the test images "
+            f"depends on its files. Received: {config.data!r}, where some were added, removed or "
+            "renamed since. Put them back, or train again"
+        )
 
 
 def background_of(images: np.ndarray) -> tuple[np.ndarray | None, str]:

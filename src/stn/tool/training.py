@@ -38,7 +38,14 @@ from stn.tool.data import addition, distortions
 from stn.tool.evaluation import predict_probabilities, score
 from stn.tool.monitor import Monitor
 from stn.tool.progress import Progress
-from stn.tool.tasks import background_of, distorted_test, distortion_of, for_task, load_split
+from stn.tool.tasks import (
+    background_of,
+    check_unseen,
+    distorted_test,
+    distortion_of,
+    for_task,
+    load_split,
+)
 
 # Values in the training images that are distorted in one go.
 _AT_ONCE = 1 << 20
@@ -85,6 +92,7 @@ def train(
     # Data. The test images are loaded at the end, when everything has been decided.
     with progress.step(f"Reading {config.data}"):
         names, whole = load_split(config, "train")
+        files = data.training_files(config.data, config.seed)
         whole = _fewer(whole, config)
         shape = whole.images.shape[1:]
         train_split, validation_split = data.carve(whole, config.validation, seed=config.seed)
@@ -126,108 +134,109 @@ def train(
         "background_color": color,
         "train": len(train_split),
         "validation": len(validation_split),
+        **({} if files is None else {"training_files": files}),
     }
-    checkpoints.begin(run, config, about, resume=resume, overwrite=overwrite)
-    if run.checkpoint_file.exists():
-        state = checkpoints.restore(run, model)
-        kept = state.pop("kept")
-    else:
-        state = {"history": [], "best_epoch": 0, "best_loss": math.inf, "seconds": 0.0}
-        kept = model.get_weights()
-        runs.write_text(run.summary_file, summary)
-        runs.write_json(run.dataset_file, about)
-        monitor.draw(0)
-        board.add(0, {}, run.frame_file(0))
-        checkpoints.save(run, model, state, kept)
-    progress.say(summary)
-    progress.say(_plan(config, len(names), train_split, validation_split, run))
-
-    # Training.
-    batches = Batches(config, train_split, distortion, color)
-    for epoch in range(len(state["history"]) + 1, config.epochs + 1):
-        if _out_of_patience(config, state):
-            break
-        started = time.perf_counter()
-        batches.epoch = epoch
-        rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
-        with progress.epoch(epoch, config.epochs, steps) as bar:
-            watcher = Watcher(bar, epoch, config, run)
-            logs = learning.fit(model, batches, watcher)
-        seconds = time.perf_counter() - started
-
-        validation = score(
-            predict_probabilities(model, validation_images),
-            validation_split.labels,
-            names,
-            # The loss that is trained. Without smoothing it is flat long before the end, and a
-            # lucky epoch from before the learning rate fell would be taken for the best.
-            config.label_smoothing,
-        )
-        record = {
-            "epoch": epoch,
-            "loss": float(logs["loss"][-1]),
-            "accuracy": float(logs["accuracy"][-1]),
-            "val_loss": validation["loss"],
-            "val_accuracy": validation["accuracy"],
-            "learning_rate": rate,
-            "seconds": seconds,
-            "images_per_second": steps * config.batch_size / seconds,
-            **lookout.measure(),
-        }
-        state["history"].append(record)
-        if not math.isfinite(record["loss"]) or not math.isfinite(record["val_loss"]):
-            raise TrainingError(_diverged(epoch, steps, config, run))
-        better = record["val_loss"] < state["best_loss"]
-        if better:
-            state |= {"best_loss": record["val_loss"], "best_epoch": epoch}
-        if better or config.keep == "last":
+    with checkpoints.begin(run, config, about, resume=resume, overwrite=overwrite):
+        if run.checkpoint_file.exists():
+            check_unseen(config, run.dataset)
+            state = checkpoints.restore(run, model)
+            kept = state.pop("kept")
+        else:
+            state = {"history": [], "best_epoch": 0, "best_loss": math.inf, "seconds": 0.0}
             kept = model.get_weights()
-            checkpoints.save_model(run, model)
-        state["seconds"] += time.perf_counter() - started
-        monitor.draw(epoch)
-        board.add(epoch, record, run.frame_file(epoch))
-        checkpoints.save(run, model, state, kept)
-        progress.epoch_done(record, best=better)
-        for alarm in alarms.new(state["history"], config):
-            progress.say(f"Alarm: {alarm}")
+            runs.write_text(run.summary_file, summary)
+            runs.write_json(run.dataset_file, about)
+            monitor.draw(0)
+            board.add(0, {}, run.frame_file(0))
+            checkpoints.save(run, model, state, kept)
+        progress.say(summary)
+        progress.say(_plan(config, len(names), train_split, validation_split, run))
 
-    board.close()
+        # Training.
+        batches = Batches(config, train_split, distortion, color)
+        for epoch in range(len(state["history"]) + 1, config.epochs + 1):
+            if _out_of_patience(config, state):
+                break
+            started = time.perf_counter()
+            batches.epoch = epoch
+            rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+            with progress.epoch(epoch, config.epochs, steps) as bar:
+                watcher = Watcher(bar, epoch, config, run)
+                logs = learning.fit(model, batches, watcher)
+            seconds = time.perf_counter() - started
 
-    # The weights that are kept, tested once.
-    model.set_weights(kept)
-    checkpoints.save_model(run, model)
-    with progress.step("Testing the model, drawing the report"):
-        results = _test(run, config, model, probe, names, shape, color)
-        epochs = len(state["history"])
-        kept_epoch = state["best_epoch"] if config.keep == "best" else epochs
-        record = state["history"][kept_epoch - 1]
-        runs.write_json(
-            run.metrics_file,
-            {
-                **results,
-                "validation": {
-                    "count": len(validation_split),
-                    "loss": record["val_loss"],
-                    "accuracy": record["val_accuracy"],
+            validation = score(
+                predict_probabilities(model, validation_images),
+                validation_split.labels,
+                names,
+                # The loss that is trained. Without smoothing it is flat long before the end, and a
+                # lucky epoch from before the learning rate fell would be taken for the best.
+                config.label_smoothing,
+            )
+            record = {
+                "epoch": epoch,
+                "loss": float(logs["loss"][-1]),
+                "accuracy": float(logs["accuracy"][-1]),
+                "val_loss": validation["loss"],
+                "val_accuracy": validation["accuracy"],
+                "learning_rate": rate,
+                "seconds": seconds,
+                "images_per_second": steps * config.batch_size / seconds,
+                **lookout.measure(),
+            }
+            state["history"].append(record)
+            if not math.isfinite(record["loss"]) or not math.isfinite(record["val_loss"]):
+                raise TrainingError(_diverged(epoch, steps, config, run))
+            better = record["val_loss"] < state["best_loss"]
+            if better:
+                state |= {"best_loss": record["val_loss"], "best_epoch": epoch}
+            if better or config.keep == "last":
+                kept = model.get_weights()
+                checkpoints.save_model(run, model)
+            state["seconds"] += time.perf_counter() - started
+            monitor.draw(epoch)
+            board.add(epoch, record, run.frame_file(epoch))
+            checkpoints.save(run, model, state, kept)
+            progress.epoch_done(record, best=better)
+            for alarm in alarms.new(state["history"], config):
+                progress.say(f"Alarm: {alarm}")
+
+        board.close()
+
+        # The weights that are kept, tested once.
+        model.set_weights(kept)
+        checkpoints.save_model(run, model)
+        with progress.step("Testing the model, drawing the report"):
+            results = _test(run, config, model, probe, names, shape, color)
+            epochs = len(state["history"])
+            kept_epoch = state["best_epoch"] if config.keep == "best" else epochs
+            record = state["history"][kept_epoch - 1]
+            runs.write_json(
+                run.metrics_file,
+                {
+                    **results,
+                    "validation": {
+                        "count": len(validation_split),
+                        "loss": record["val_loss"],
+                        "accuracy": record["val_accuracy"],
+                    },
+                    "train": {
+                        "count": len(train_split),
+                        "loss": record["loss"],
+                        "accuracy": record["accuracy"],
+                    },
+                    "best_epoch": state["best_epoch"],
+                    "kept_epoch": kept_epoch,
+                    "epochs": epochs,
+                    "stopped_early": _out_of_patience(config, state),
+                    "train_seconds": state["seconds"],
+                    "total_seconds": time.perf_counter() - begun,
+                    "parameters": model.count_params(),
                 },
-                "train": {
-                    "count": len(train_split),
-                    "loss": record["loss"],
-                    "accuracy": record["accuracy"],
-                },
-                "best_epoch": state["best_epoch"],
-                "kept_epoch": kept_epoch,
-                "epochs": epochs,
-                "stopped_early": _out_of_patience(config, state),
-                "train_seconds": state["seconds"],
-                "total_seconds": time.perf_counter() - begun,
-                "parameters": model.count_params(),
-            },
-        )
-        for film in (run.film_file, run.webp_file):
-            films.write_film(run.frames(), film)
-        runs.write_bytes(run.curves_file, plots.draw_curves(state["history"], kept_epoch))
-        report.write_report(run)
+            )
+            films.write_films(run)
+            runs.write_bytes(run.curves_file, plots.draw_curves(state["history"], kept_epoch))
+            report.write_report(run)
     return run
 
 
@@ -383,6 +392,7 @@ def _load_test(
     config: Config, shape: tuple[int, ...], run: runs.Run
 ) -> tuple[tuple[str, ...], data.Split]:
     try:
+        check_unseen(config, run.dataset)
         names, test = load_split(config, "test", channels=shape[-1])
         if test.images.shape[1:] != shape:
             raise UserError(
@@ -405,6 +415,7 @@ def _check(config: Config) -> None:
             "is not trained; for a control use --transform none. Received: "
             f"hold_epochs={config.hold_epochs}, epochs={config.epochs}"
         )
+    learning.check(config)
     if config.object_class is not None:
         raise UserError(
             "Expected object_class only with --recipe colocalization. Received: "

@@ -89,6 +89,8 @@ class Source:
 
 
 _GREY = (28, 28, 1)
+# Of `data_dir` and `mirror`, what a source has a use for; all others have for both.
+_READS = {"glyphs": (), "signs": (), "folder:PATH": (), "tfds:NAME": ("data_dir",)}
 _NIST = "NIST, biometrics.nist.gov (Cohen et al. 2017, arXiv 1702.05373)"
 
 SOURCES: dict[str, Source] = {
@@ -160,7 +162,7 @@ def load(
         name: A key of `SOURCES`, or `folder:` and a path, or `tfds:` and a name.
         data_dir: Folder with the official files of `mnist` or `emnist/...`, or that of TensorFlow
             Datasets. None downloads them into the cache folder, which the environment variable
-            `STN_CACHE` overrides. Other sources do not use it.
+            `STN_CACHE` overrides. Other sources take none.
         splits: Any of `"train"` and `"test"`.
         image_size: Height and width in pixels to resize every image to; the aspect ratio is not
             kept. None keeps the size the images have.
@@ -188,6 +190,19 @@ def load(
         raise UserError(f"Expected color 'auto', 'grey' or 'rgb'. Received: color={color!r}")
     if image_size is not None and not (isinstance(image_size, int) and 1 <= image_size <= 4096):
         raise UserError(f"Expected 1 to 4096 pixels. Received: image_size={image_size!r}")
+    given = {"data_dir": data_dir, "mirror": mirror}
+    useless = [
+        key
+        for key, value in given.items()
+        if value is not None and key not in _READS.get(source.name, given)
+    ]
+    if useless:
+        raise UserError(
+            f"Expected no {' and no '.join(useless)} with {name!r}, which has no use for it. "
+            "Received: "
+            + ", ".join(f"{key}={given[key]!r}" for key in useless)
+            + "; leave it out, or choose other --data, such as mnist or emnist/byclass"
+        )
 
     # The sources are imported here, so that listing them costs nothing.
     if source.name == "folder:PATH":
@@ -221,6 +236,30 @@ def load(
     return _conform(dataset, image_size, color)
 
 
+def training_files(name: str, seed: int) -> str | None:
+    """A checksum of the names of the training images, where the test images are drawn among them.
+
+    Args:
+        name: As for `load`.
+        seed: Likewise.
+
+    Returns:
+        The checksum for a `folder:` without test images of its own; None for all others.
+
+    Raises:
+        UserError: If the folder has another structure.
+
+    Example:
+        >>> training_files("mnist", seed=42) is None
+        True
+    """
+    if _source(name).name != "folder:PATH":
+        return None
+    from stn.tool.data import folders
+
+    return folders.training_files(name.removeprefix("folder:"), seed)
+
+
 def carve(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Split off a validation split in which every class has its share.
 
@@ -248,13 +287,16 @@ def carve(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     return split.take(~chosen), split.take(chosen)
 
 
-def carve_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def carve_mask(
+    labels: np.ndarray, fraction: float, seed: int, ranks: Sequence[Any] | None = None
+) -> np.ndarray:
     """Choose what `carve` splits off.
 
     Args:
         labels: int array `(count,)`.
         fraction: As in `carve`.
         seed: As in `carve`.
+        ranks: Of every image what decides within its class, the smallest first; by default chance.
 
     Returns:
         bool array `(count,)`, true for the images to split off.
@@ -266,7 +308,7 @@ def carve_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         return chosen
     generator = np.random.default_rng(seed)
     # Shuffle within each class, then keep the first of each for training.
-    order = generator.permutation(len(labels))
+    order = generator.permutation(len(labels)) if ranks is None else np.argsort(ranks)
     order = order[np.argsort(labels[order], kind="stable")]
     _, counts = np.unique(labels, return_counts=True)
     spare = counts - 1

@@ -60,7 +60,8 @@ class Distortion:
     @property
     def idle(self) -> bool:
         """Whether images stay as they are."""
-        return dataclasses.replace(self, apart=False) == Distortion()
+        beyond = {"padding": "zeros", "fill_value": (0.0,)}  # of which nothing is seen
+        return dataclasses.replace(self, apart=False, **beyond) == Distortion()
 
     @property
     def families(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import pooch
 import requests
 import urllib3
 
-from stn.tool.config import UserError
+from stn.tool.config import UserError, absolute
 
 BLOCK = 1 << 16  # bytes
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and to wait for the next bytes
@@ -67,7 +67,7 @@ MNIST = {
 
 def cache_folder() -> Path:
     """Where downloads are kept: `STN_CACHE` if set, else the user's cache folder."""
-    return Path(os.environ.get("STN_CACHE") or pooch.os_cache("stn")).expanduser()
+    return absolute(os.environ.get("STN_CACHE") or pooch.os_cache("stn"))
 
 
 def fetch(name: str, *, splits: Sequence[str], mirror: str | None = None) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from stn.tool.config import UserError
+from stn.tool.config import UserError, absolute
 from stn.tool.data import CHANNELS, TEST_FRACTION, Dataset, Split, carve_mask
 from stn.tool.images import SUFFIXES, read_image
 
@@ -27,7 +28,8 @@ def read(
 
     If it has `train` or `test` with such sub-folders in them, these are the splits; other folders
     beside them are not read. A split `test` that is missing is drawn from the training images: 20 %
-    of every class, chosen by the seed. Hidden files are skipped, and tables (`.csv`), which some
+    of every class, chosen by the seed and the names of the files, so that one file more or less
+    hardly moves another. Hidden files are skipped, and tables (`.csv`), which some
     data sets keep beside the images of a class.
 
     Args:
@@ -43,7 +45,7 @@ def read(
     Raises:
         UserError: If the folder has another structure, or a file in it cannot be used.
     """
-    root = Path(path).expanduser()
+    root = absolute(path)
     class_names, files = _list_splits(root, splits, seed)
     size = None if image_size is None else (image_size, image_size)
     arrays = stack(
@@ -58,6 +60,19 @@ def read(
         for split, listed in files.items()
     }
     return Dataset(f"folder:{path}", class_names, made.get("train"), made.get("test"))
+
+
+def training_files(path: str | os.PathLike[str], seed: int) -> str | None:
+    """See `stn.tool.data.training_files`."""
+    root = absolute(path)
+    if "test" in _list_folders(root) and _list_folders(root / "test"):
+        return None
+    _, files = _list_splits(root, ("train",), seed)
+    return _digest("\n".join(f"{file.parent.name}/{file.name}" for file, _ in files["train"]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def stack(
@@ -136,7 +151,9 @@ def _list_splits(
             files[split] = _list_images(own[split], names, present)
     else:
         listed = _list_images(own.get("train", root), names, names)
-        held = carve_mask(np.array([label for _, label in listed]), TEST_FRACTION, seed)
+        labels = np.array([label for _, label in listed])
+        ranks = [_digest(f"{seed}/{file.parent.name}/{file.name}") for file, _ in listed]
+        held = carve_mask(labels, TEST_FRACTION, seed, ranks)
         for split in splits:
             chosen = held if split == "test" else ~held
             files[split] = [entry for entry, use in zip(listed, chosen, strict=True) if use]
@@ -146,7 +163,7 @@ def _list_splits(
 def _list_folders(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(
+            names = sorted(
                 entry.name
                 for entry in entries
                 if entry.is_dir() and not entry.name.startswith((".", "__"))
@@ -155,6 +172,15 @@ def _list_folders(folder: Path) -> list[str]:
         raise UserError(
             f"Expected a readable folder of images. Received: {str(folder)!r} ({error.strerror})"
         ) from error
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"Expected names of classes in UTF-8. Received: {name!r} in {str(folder)!r}; "
+                "rename it"
+            ) from error
+    return names
 
 
 def _list_images(folder: Path, names: Sequence[str], present: Sequence[str]) -> _Files:

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from stn.tool.config import UserError
+from stn.tool.config import UserError, absolute
 from stn.tool.data import CHARACTERS, MERGED, Dataset, Split
 
 IMAGES, LABELS = 3, 1  # number of dimensions, the last byte of the magic number
@@ -84,7 +84,7 @@ def read(
 
         folder = download.fetch(name, splits=splits, mirror=mirror)
     else:
-        folder = Path(data_dir).expanduser()
+        folder = absolute(data_dir)
     parts = {split: _read_split(name, folder, split) for split in splits}
     return Dataset(name, tuple(CLASS_NAMES[name]), parts.get("train"), parts.get("test"))
 

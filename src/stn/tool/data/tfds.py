@@ -73,6 +73,7 @@ def read(
 
     # The labels come first, without decoding an image: they decide which images are wanted.
     skip = {image_key: tensorflow_datasets.decode.SkipDecoding()}
+    names = tuple(builder.info.features[label_key].names)
     labels: dict[str, np.ndarray] = {}
     wanted: dict[str, np.ndarray] = {}
     for split, stored in files.items():
@@ -80,6 +81,12 @@ def read(
         labels[split] = np.array([row[label_key] for row in rows], np.int32)
         if not len(labels[split]):
             raise UserError(f"Expected images. Received: {title!r} with an empty split {stored}")
+        if not 0 <= labels[split].min() <= labels[split].max() < len(names):
+            raise UserError(
+                f"Expected labels of 0 to {len(names) - 1}. Received: {title!r} with labels of "
+                f"{labels[split].min()} to {labels[split].max()} in its split {stored}, as of "
+                "images without a class. Choose another data set"
+            )
         wanted[split] = np.ones(len(labels[split]), bool)
         if "test" not in available:
             held = carve_mask(labels[split], TEST_FRACTION, seed)
@@ -104,7 +111,6 @@ def read(
         {split: [f"{title} {split} {i}" for i in np.flatnonzero(wanted[split])] for split in files},
     )
     made = {split: Split(arrays[split], labels[split][wanted[split]]) for split in files}
-    names = tuple(builder.info.features[label_key].names)
     return Dataset(title, names, made.get("train"), made.get("test"))
 
 
