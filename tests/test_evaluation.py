@@ -5,9 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import stn
-from conftest import Brightness
+from conftest import Brightness, draw_shapes
 from stn.tool import runs, tasks
 from stn.tool.config import UserError
 from stn.tool.evaluation import predict_probabilities, score
@@ -118,6 +119,33 @@ def test_evaluate_reads_test_files_only(trained, shapes, tmp_path):
     for file in shapes.glob("t10k*"):
         shutil.copy(file, tmp_path)
     assert stn.evaluate(trained.run, data_dir=tmp_path) == trained.run.metrics["test"]
+
+
+def test_test_images_are_not_those_of_training(tmp_path, monkeypatch):
+    """Which images of a folder are held out depends on what else is there."""
+    images, labels = draw_shapes(12, seed=0)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        file = tmp_path / "mine" / f"class {label}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    monkeypatch.chdir(tmp_path)
+    config = stn.Config(data="folder:mine", model="template", epochs=1, batch_size=8)
+    run = stn.train(config, "run")
+    found = stn.evaluate(run)
+    assert found == run.metrics["test"] == stn.evaluate(run, data="folder:mine")
+    shutil.copytree("mine", "elsewhere")
+
+    (tmp_path / "mine" / "class 0" / "0.png").unlink()
+    Image.fromarray(images[0]).save(tmp_path / "mine" / "class 0" / "another.png")
+    refused = "Expected the images the run was trained with"
+    for again in (
+        lambda: stn.evaluate(run),
+        lambda: stn.evaluate(run, data="folder:mine"),
+        lambda: stn.train(config, "run", resume=True),
+    ):
+        with pytest.raises(UserError, match=refused):
+            again()
+    assert stn.evaluate(run, data="folder:elsewhere") == found
 
 
 def test_evaluate_refuses_other_classes(trained):

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from stn.tool import data, environment, runs
-from stn.tool.config import Config, UserError, absolute
+from stn.tool.config import Config, UserError, absolute, locate
 
 
 def resolve(config: Config, run: runs.Run | None = None) -> Config:
@@ -35,11 +35,10 @@ def resolve(config: Config, run: runs.Run | None = None) -> Config:
             if run is not None and run.config_file.exists()
             else environment.fast_precision()
         )
-    kind, _, folder = config.data.partition(":")
     distort = config.distort or data.default_distortion(config.data)
     usual = data.default_augmentation(distort)
     return config.replace(
-        data=f"folder:{absolute(folder)}" if kind == "folder" and folder else config.data,
+        data=locate(config.data),
         data_dir=None if config.data_dir is None else str(absolute(config.data_dir)),
         distort=distort,
         augment=usual if config.augment is None else config.augment,

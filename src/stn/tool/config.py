@@ -312,6 +312,17 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return found
 
 
+def locate(data: str) -> str:
+    """The same data set by a name that holds from everywhere: a `folder:` by its absolute path.
+
+    Example:
+        >>> locate("mnist")
+        'mnist'
+    """
+    kind, _, folder = data.partition(":")
+    return f"folder:{absolute(folder)}" if kind == "folder" and folder else data
+
+
 def _read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))

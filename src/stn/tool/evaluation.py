@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stn.tool import runs
-from stn.tool.config import Stream, UserError, select_backend
+from stn.tool.config import Stream, UserError, locate, select_backend
 from stn.tool.data import distortions
 from stn.tool.tasks import check_unseen, distorted_test, for_task, load_split
 
@@ -47,6 +47,7 @@ def evaluate(
     run = open_run(run)
     check_task(run, "to test it on labeled images", "classification", "addition")
     config = run.config
+    data = data and locate(data)
     other = data is not None and data != config.data
     changes = {
         "data": data,
