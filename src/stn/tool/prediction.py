@@ -41,7 +41,7 @@ def predict(
 
     They may be grey or in color, of any size, and dark on light as well as light on dark: by the
     brightness of their border they are brought to what the model was trained on, unless these were
-    images of both kinds, as photographs are.
+    images of both kinds, as photographs are, or images of your own in color.
     For a model that was trained on a data set of ours the border becomes black and the brightest
     ink white.
 
