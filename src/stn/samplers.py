@@ -23,7 +23,7 @@ SAMPLERS = ("nearest", "bilinear", "bicubic", "lanczos3", "antialiased", "linear
 PADDINGS = ("zeros", "border", "reflection", "circular", "constant", "inward")
 
 
-@functional
+@functional(lambda images, options: image_size(images, options["data_format"]))
 def sample(
     images: Any,
     points: Any,

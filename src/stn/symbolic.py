@@ -13,40 +13,55 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def functional(function: Callable[P, R]) -> Callable[P, R]:
+def functional(
+    check: Callable[[Any, dict[str, Any]], Any] | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a function of two tensors take symbolic Keras tensors, too, as those of `keras.ops` do.
 
     With one it becomes an operation of the model, which is saved with it: by the name of the
-    function and the values of its options.
+    function and the values of its options. The function takes two tensors, then options that Keras
+    can serialize.
 
     Args:
-        function: Takes two tensors, then options that Keras can serialize.
+        check: Called with the first tensor and the options where a tensor is symbolic, to raise a
+            ValueError at what some backends make up: axes that are not known.
 
     Returns:
-        The same function for tensors; for symbolic ones what returns a symbolic one.
+        A decorator.
 
     Example:
-        >>> @functional
+        >>> @functional()
         ... def shift(images, shifts, *, factor=1.0):
         ...     return images + factor * shifts[:, None, None]
         >>> shift(keras.Input((8, 8, 3)), keras.Input((3,)), factor=0.5).shape
         (None, 8, 8, 3)
     """
-    signature = inspect.signature(function)
-    title = "".join(word.title() for word in function.__name__.split("_"))
-    operation = type(title, (_Call,), {"__doc__": function.__doc__, "function": function})
-    keras.saving.register_keras_serializable(package="stn")(operation)
 
-    @functools.wraps(function)
-    def either(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not any(map(keras.utils.is_keras_tensor, (*args[:2], *kwargs.values()))):
-            return function(*args, **kwargs)
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        (_, first), (_, second), *options = bound.arguments.items()
-        return operation(**dict(options))(first, second)
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        title = "".join(word.title() for word in function.__name__.split("_"))
+        operation = type(title, (_Call,), {"__doc__": function.__doc__, "function": function})
+        keras.saving.register_keras_serializable(package="stn")(operation)
 
-    return either
+        @functools.wraps(function)
+        def either(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not any(map(keras.utils.is_keras_tensor, (*args[:2], *kwargs.values()))):
+                return function(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            (_, first), (_, second), *rest = bound.arguments.items()
+            options = dict(rest)
+            if check is not None:
+                check(first, options)
+            try:
+                return operation(**options).symbolic_call(first, second)
+            except ValueError as error:
+                # Our own words, which Keras puts behind some on shapes that cannot be inferred.
+                raise error.__context__ or error from None
+
+        return either
+
+    return decorate
 
 
 class _Call(keras.Operation):

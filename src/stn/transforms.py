@@ -165,7 +165,7 @@ def deserialize(config: Any) -> Any:
     return keras.saving.deserialize_keras_object(config) if isinstance(config, dict) else config
 
 
-@functional
+@functional(lambda images, options: samplers.image_size(images, options["data_format"]))
 def warp(
     images: Any,
     params: Any,
@@ -299,7 +299,7 @@ def sample_displaced(
     )
 
 
-@functional
+@functional()
 def transform_points(
     points: Any,
     params: Any,
