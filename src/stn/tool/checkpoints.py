@@ -120,7 +120,7 @@ def begin(
     _check_free(run, overwrite)  # another run may have begun there while the data was read
     with _lock(run) if run.config_file.exists() else contextlib.nullcontext():
         _create(run, config, overwrite)
-    return _lock(run)
+    return _lock(run)  # of the folder that is there now: a new one has taken its place
 
 
 def _lock(run: runs.Run) -> contextlib.ExitStack:

@@ -65,7 +65,7 @@ def read(
 def training_files(path: str | os.PathLike[str], seed: int) -> str | None:
     """See `stn.tool.data.training_files`."""
     root = absolute(path)
-    if "test" in _list_folders(root) and _list_folders(root / "test"):
+    if "test" in _own_splits(root):
         return None
     _, files = _list_splits(root, ("train",), seed)
     return _digest("\n".join(f"{file.parent.name}/{file.name}" for file, _ in files["train"]))
@@ -120,12 +120,7 @@ def _list_splits(
     root: Path, splits: Sequence[str], seed: int
 ) -> tuple[tuple[str, ...], dict[str, _Files]]:
     """Names of the classes, and the files of the splits asked for."""
-    top = _list_folders(root)
-    own = {
-        split: root / split
-        for split in ("train", "test")
-        if split in top and _list_folders(root / split)
-    }
+    own = _own_splits(root)
     if own and "train" not in own and "train" in splits:
         raise UserError(
             f"Expected a folder train beside test, with a sub-folder per class. Received: "
@@ -158,6 +153,16 @@ def _list_splits(
             chosen = held if split == "test" else ~held
             files[split] = [entry for entry, use in zip(listed, chosen, strict=True) if use]
     return tuple(names), files
+
+
+def _own_splits(root: Path) -> dict[str, Path]:
+    """The folders of those splits that have classes of their own."""
+    top = _list_folders(root)
+    return {
+        split: root / split
+        for split in ("train", "test")
+        if split in top and _list_folders(root / split)
+    }
 
 
 def _list_folders(folder: Path) -> list[str]:
