@@ -305,24 +305,29 @@ def shapes_config(shapes):
 
 @pytest.fixture(scope="session")
 def trained(shapes_config, tmp_path_factory):
-    """A finished run, and what was loaded in the course of it: `(split, finished epochs)`."""
+    """A finished run, and what was read and shown to its model when: `(what, finished epochs)`."""
     from types import SimpleNamespace
 
     import stn
-    from stn.tool import data
+    from stn.tool import data, training
 
     path = tmp_path_factory.mktemp("runs") / "trained"
-    loads = []
+    steps = []
 
     def load(*args, splits, **options):
-        loads.append((tuple(splits), len(stn.Run(path).history)))
-        return original(*args, splits=splits, **options)
+        steps.append((*splits, len(stn.Run(path).history)))
+        return original_load(*args, splits=splits, **options)
 
-    original = data.load
+    def distorted_test(*args):
+        steps.append(("shown", len(stn.Run(path).history)))
+        return original_distorted_test(*args)
+
+    original_load, original_distorted_test = data.load, training.distorted_test
     with pytest.MonkeyPatch.context() as patch, forgetting_determinism():
         patch.setattr(data, "load", load)
+        patch.setattr(training, "distorted_test", distorted_test)
         run = stn.train(shapes_config, path)
-    return SimpleNamespace(run=run, config=shapes_config, loads=loads)
+    return SimpleNamespace(run=run, config=shapes_config, steps=steps)
 
 
 @contextlib.contextmanager

@@ -192,8 +192,8 @@ def test_report_shows_the_result(trained):
     assert f"{100 * trained.run.metrics['accuracy']:.1f}%" in page
 
 
-def test_test_images_are_read_once_and_last(trained):
-    assert trained.loads == [(("train",), 0), (("test",), 4)]
+def test_test_images_are_shown_to_the_model_once_and_last(trained):
+    assert trained.steps == [("train", 0), ("test", 0), ("shown", 4)]
 
 
 def test_model_is_the_best_one_and_loads_without_our_training_code(trained):
@@ -603,6 +603,28 @@ def test_a_folder_of_data_that_is_not_there(resume, shapes_config, trained, tmp_
     with pytest.raises(UserError, match=r"Expected a readable folder.*'/no/such/folder'"):
         stn.train(config, tmp_path / "run", resume=resume)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: file.write_bytes(b"nothing"), r"two[/\\]0\.png"),
+        (lambda file: Image.new("L", (9, 9)).save(file), r"images of one size|shape of the train"),
+        (lambda file: shutil.move(file.parent, file.parents[1] / "six"), r"with six besides"),
+    ],
+)
+def test_test_images_are_examined_before_training(spoil, message, tmp_path):
+    for split in ("train", "test"):
+        for name in ("one", "two"):
+            folder = tmp_path / "mine" / split / name
+            folder.mkdir(parents=True)
+            for i in range(10 if split == "train" else 1):
+                Image.new("L", (8, 8), i).save(folder / f"{i}.png")
+    spoil(tmp_path / "mine/test/two/0.png")
+    config = stn.Config(data=f"folder:{tmp_path / 'mine'}", model="template", batch_size=8)
+    with pytest.raises(UserError, match=message):
+        stn.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_without_the_state(shapes_config, trained, tmp_path):

@@ -89,12 +89,14 @@ def train(
     _check(config)
     board = Board(run, wanted=config.tensorboard)
 
-    # Data. The test images are loaded at the end, when everything has been decided.
+    # Data. What is wrong with the test images is said now, not after hours; the model meets them at
+    # the end, when everything has been decided.
     with progress.step(f"Reading {config.data}"):
-        names, whole = load_split(config, "train")
         files = data.training_files(config.data, config.seed)
-        whole = _fewer(whole, config)
+        names, whole = load_split(config, "train")
         shape = whole.images.shape[1:]
+        test = _load_test(config, shape)
+        whole = _fewer(whole, config)
         train_split, validation_split = data.carve(whole, config.validation, seed=config.seed)
         del whole  # half of the memory of a large data set
         names, validation_split = for_task(config, names, validation_split, Stream.VALIDATION)
@@ -207,7 +209,7 @@ def train(
         model.set_weights(kept)
         checkpoints.save_model(run, model)
         with progress.step("Testing the model, drawing the report"):
-            results = _test(run, config, model, probe, names, shape, color)
+            results = _test(run, config, model, probe, names, test, color)
             epochs = len(state["history"])
             kept_epoch = state["best_epoch"] if config.keep == "best" else epochs
             record = state["history"][kept_epoch - 1]
@@ -360,11 +362,10 @@ def _test(
     model: keras.Model,
     probe: examples.Probe,
     names: Sequence[str],
-    shape: tuple[int, ...],
+    test: data.Split,
     background: Sequence[float] | None,
 ) -> dict[str, Any]:
     """Test the model, draw what it does to the test images, and return what is measured."""
-    _, test = for_task(config, *_load_test(config, shape, run), Stream.TEST)
     images = distorted_test(config, test, background)
     probabilities = predict_probabilities(model, images)
     results = score(probabilities, test.labels, names)
@@ -388,23 +389,14 @@ def _test(
     }
 
 
-def _load_test(
-    config: Config, shape: tuple[int, ...], run: runs.Run
-) -> tuple[tuple[str, ...], data.Split]:
-    try:
-        check_unseen(config, run.dataset)
-        names, test = load_split(config, "test", channels=shape[-1])
-        if test.images.shape[1:] != shape:
-            raise UserError(
-                f"Expected test images of the shape of the training images, {shape}. "
-                f"Received: {test.images.shape[1:]}"
-            )
-    except UserError as error:
+def _load_test(config: Config, shape: tuple[int, ...]) -> data.Split:
+    names, test = load_split(config, "test", channels=shape[-1])
+    if test.images.shape[1:] != shape:
         raise UserError(
-            f"{error}. Training is done and kept; once this is fixed, go on with: "
-            f"stn train --resume {run.path}"
-        ) from error
-    return names, test
+            f"Expected test images of the shape of the training images, {shape}. "
+            f"Received: {test.images.shape[1:]}"
+        )
+    return for_task(config, names, test, Stream.TEST)[1]
 
 
 def _check(config: Config) -> None:
