@@ -55,6 +55,15 @@ def test_the_recipes_are_equal_but_for_the_network():
     assert {one["model"] for one in found} == {"fcn", "cnn"}
 
 
+def test_clutter_alone_is_averaged_behind_a_transformer():
+    found = {cell: reproduction.configure(cell) for cell in reproduction.choose([])}
+    pooled = {cell.name for cell, config in found.items() if config.pooling == 2}
+    assert pooled == {"TC/st-fcn-affine", "TC/st-cnn-affine"}
+    assert {config.output_size for config in found.values()} == {None, 30}
+    (cell,) = reproduction.choose(["TC/st-cnn-affine"])
+    assert reproduction.configure(cell, pooling=1).pooling == 1
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")

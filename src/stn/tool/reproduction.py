@@ -68,6 +68,9 @@ TABLE1: tuple[Cell, ...] = tuple(
 )
 """All cells, row by row."""
 
+# The paper's remedy where a transformer leaves out most of a large canvas: read finer, average.
+_POOLED = {"TC": {"output_size": 30, "pooling": 2}}
+
 
 def choose(patterns: Sequence[str]) -> list[Cell]:
     """The cells that any of some patterns names, in the order of the table.
@@ -146,9 +149,11 @@ def reproduce(
 
 
 def configure(cell: Cell, **values: Any) -> Config:
-    """The configuration of a cell: its recipe, distortion and family."""
-    family = {} if cell.transform is None else {"transform": cell.transform}
-    return Config(recipe=f"table1-{cell.network}", distort=cell.distort, **{**family, **values})
+    """The configuration of a cell: its recipe, distortion, family, and what its column needs."""
+    layer = {}
+    if cell.transform is not None:
+        layer = {"transform": cell.transform, **_POOLED.get(cell.distort, {})}
+    return Config(recipe=f"table1-{cell.network}", distort=cell.distort, **{**layer, **values})
 
 
 def collect(out: str | os.PathLike[str], before: dict[str, Any] | None = None) -> dict[str, Any]:
