@@ -722,6 +722,23 @@ def test_unknown_verb_or_option(arguments, command):
     assert "Usage: stn" in err
 
 
+def test_a_full_disk_in_training_can_be_gone_on_from(command, shapes_config, tmp_path, monkeypatch):
+    from stn.tool import checkpoints
+
+    def train(config, out, **_):
+        run, config = checkpoints.prepare(out, config, resume=False, overwrite=False)
+        checkpoints.begin(run, config, {}, resume=False, overwrite=False)
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "my.toml").write_text(shapes_config.to_toml(), encoding="utf-8")
+    monkeypatch.setattr(stn, "train", train)
+    out = tmp_path / "run"
+    code, _, err = command("train", "--config", tmp_path / "my.toml", "--out", out)
+    assert code == 1
+    assert f"The disk is full: {out}." in err
+    assert f"go on with: stn train --resume {out}" in err
+
+
 @pytest.mark.parametrize(
     ("error", "message", "exit_code"),
     [

@@ -444,6 +444,9 @@ def test_folder_without_splits_gets_a_fifth_as_test(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / "a" / ".DS_Store").write_bytes(b"x")
     (tmp_path / "b" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "b" / "Desktop.ini").write_bytes(b"x")
+    (tmp_path / "b" / "@eaDir").mkdir()
+    (tmp_path / "@eaDir").mkdir()
     (tmp_path / "b" / "GT-00001.csv").write_text("a table of what is in the images")
     dataset = load(f"folder:{tmp_path}")
     assert dataset.class_names == ("a", "b")
@@ -470,6 +473,37 @@ def test_folder_with_its_own_splits(tmp_path):
     assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 2]
     assert content(dataset.test) == [50, 51, 52]
     assert dataset.test.labels.tolist() == [0, 2, 2]
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "TEST"), ("Training", "Testing")])
+def test_splits_as_public_data_sets_call_them(train, test, tmp_path):
+    make_classes(tmp_path / train, {"00000": 3, "00001": 2})
+    make_classes(tmp_path / test, {"00001": 2}, first=50)
+    (tmp_path / test / "00000").mkdir()  # no image of this class: nothing but its table
+    (tmp_path / test / "00000" / "GT-00000.csv").write_text("")
+    dataset = load(f"folder:{tmp_path}")
+    assert (content(dataset.train), content(dataset.test)) == ([0, 1, 2, 3, 4], [50, 51])
+    assert dataset.test.labels.tolist() == [1, 1]
+    (tmp_path / "train").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=rf"one folder of train images.*{train}' and .*train'"):
+        load(f"folder:{tmp_path}")
+
+
+def test_test_images_that_are_not_sorted_are_not_passed_over(tmp_path):
+    make_classes(tmp_path / "Train", {"0": 5, "1": 5})
+    saved(tmp_path / "Test" / "00000.png", picture(1))
+    for splits in (("train",), ("test",)):
+        with pytest.raises(UserError, match=r"each class in '.*Test'.*none\. Sort.*20%.*Train'"):
+            load(f"folder:{tmp_path}", splits=splits)
+
+
+def test_classes_that_are_further_down(tmp_path):
+    make_classes(tmp_path / "Final" / "Images", {"0": 5, "1": 5})
+    with pytest.raises(UserError, match=r"with Images.*give folder:.*Final.Images$"):
+        load(f"folder:{tmp_path / 'Final'}")
+    make_classes(tmp_path / "Meta", {"0": 5, "1": 5})
+    with pytest.raises(UserError, match=r"Images' \(a folder\).*give folder:.*Final\. Otherwise"):
+        load(f"folder:{tmp_path}")
 
 
 def test_folder_reads_only_the_split_asked_for(tmp_path):
@@ -545,6 +579,14 @@ def test_classes_that_cannot_be_written_down(tmp_path):
         load(f"folder:{tmp_path}/b\udcff")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
+@pytest.mark.parametrize("name", ["b\nc", "b\tc"])
+def test_classes_that_break_a_line(name, tmp_path):
+    make_classes(tmp_path, {"a": 3, name: 3})
+    with pytest.raises(UserError, match="names of classes on one line"):
+        load(f"folder:{tmp_path}")
+
+
 @pytest.mark.parametrize("name", ["glyphs", "signs", "folder:somewhere"])
 @pytest.mark.parametrize("option", ["data_dir", "mirror"])
 def test_places_that_are_not_looked_at(name, option):
@@ -574,6 +616,17 @@ def break_with_text(root):
     return r"notes\.txt"
 
 
+def break_with_many(root):
+    for i in range(7):
+        (root / "y" / f"{i}.json").write_text("x")
+    return r"0\.json'.*4\.json' and 2 more\. Remove them"
+
+
+def break_with_dead_link(root):
+    (root / "y" / "gone.png").symlink_to(root / "nothing")
+    return r"gone\.png' \(a link to nothing\)\. Remove it or move it elsewhere"
+
+
 def break_with_damage(root):
     (root / "y" / "003.png").write_bytes(b"x")
     return r"003\.png', which cannot be read"
@@ -599,6 +652,8 @@ def break_with_one_class(root):
     "damage",
     [
         break_with_text,
+        break_with_many,
+        break_with_dead_link,
         break_with_damage,
         break_with_subfolder,
         break_with_empty_class,

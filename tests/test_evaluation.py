@@ -148,6 +148,17 @@ def test_test_images_are_not_those_of_training(tmp_path, monkeypatch):
     assert stn.evaluate(run, data="folder:elsewhere") == found
 
 
+def test_some_of_the_classes_will_do(trained, tmp_path):
+    images, labels = draw_shapes(5, seed=3)  # of the digits 0 to 3
+    for image, label in zip(images[5:], labels[5:], strict=True):
+        folder = tmp_path / "more" / "test" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{len(list(folder.iterdir()))}.png")
+    found = stn.evaluate(trained.run, data=f"folder:{tmp_path / 'more'}")
+    assert [one["count"] for one in found["per_class"].values()] == [0, 5, 5, 5, *[0] * 6]
+    assert [sum(row) for row in found["confusion"]] == [0, 5, 5, 5, *[0] * 6]
+
+
 def test_evaluate_refuses_other_classes(trained):
     with pytest.raises(UserError, match=r"10 classes \(0, 1, .*glyphs with 62 classes"):
         stn.evaluate(trained.run, data="glyphs")

@@ -90,6 +90,19 @@ def test_weights_decay_but_not_biases_and_normalization():
         np.testing.assert_allclose(new, kept * old, atol=2.1e-3)
 
 
+@pytest.mark.parametrize("values", [{"localization_rate": 0.1}, {"hold_epochs": 1}])
+def test_weights_decay_at_their_own_rate(values):
+    model = build(weight_decay=100.0, **values)
+    (own, *_), before = learning.localization_weights(model), weights(model)
+    assert own.path.endswith("kernel")
+    old = keras.ops.convert_to_numpy(own) + 0
+    model.train_on_batch(IMAGES, LABELS)
+    kept = 0.98 if "localization_rate" in values else 1.0
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(own), kept * old, atol=2.1e-4)
+    rest = [v for v in model.trainable_variables if v.path.endswith("kernel")][-1]
+    assert not np.array_equal(weights(model)[1], before[1]) and rest.path != own.path
+
+
 def test_the_size_of_the_gradient_is_what_adam_saw():
     model = build(transform="none")
     bias = model.trainable_variables[-1]

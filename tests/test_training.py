@@ -671,6 +671,17 @@ def test_no_place_to_write(shapes_config, tmp_path):
         stn.train(shapes_config, "/proc/stn-run")
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_that_nobody_may_write_to(there, shapes_config, tmp_path, monkeypatch):
+    if there:
+        (tmp_path / "run").mkdir()
+    monkeypatch.setattr(runs.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(data, "load", lambda *args, **options: pytest.fail("data was read"))
+    with pytest.raises(PermissionError) as caught:
+        stn.train(shapes_config, tmp_path / "run")
+    assert caught.value.filename == str(tmp_path / "run" if there else tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["empty", "link", "current"])
 def test_a_folder_that_is_there_stays(kind, shapes_config, tmp_path, monkeypatch):
     folder = tmp_path / "mine"

@@ -83,7 +83,8 @@ def _check_data(run: runs.Run, about: dict[str, Any]) -> None:
         if key in about and before[key] != about[key]:
             raise UserError(
                 f"Expected the data the run was begun with, {key}={before[key]!r}. "
-                f"Received: {about[key]!r}"
+                f"Received: {about[key]!r}; bring back what it was, or train again with another "
+                "--out"
             )
 
 
@@ -153,9 +154,11 @@ def _check_free(run: runs.Run, overwrite: bool) -> None:
                 f"Expected a folder to write the run to. Received: {run.path}, but {above} is a "
                 "file"
             )
+        runs.check_writable(above)
         return
     if not run.path.is_dir():
         raise UserError(f"Expected a folder to write the run to. Received: {run.path}, a file")
+    runs.check_writable(run.path)
     if not any(run.path.iterdir()):
         return
     if not (run.config_file.exists() and run.environment_file.exists()):

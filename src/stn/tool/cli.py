@@ -93,10 +93,10 @@ def _fail(message: str, code: int) -> typing.NoReturn:
     sys.exit(code)
 
 
-def _explain_os_error(error: OSError) -> str:
+def _explain_os_error(error: OSError, *, again: str = "try again") -> str:
     where = f": {error.filename}" if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return f"The disk is full{where}. Nothing was left half-written; make room and try again"
+        return f"The disk is full{where}. Nothing was left half-written; make room and {again}"
     if error.errno in _FORBIDDEN:
         return f"No permission to write{where}. Choose a place where you may write"
     return f"{error.strerror or error}{where}"
@@ -215,6 +215,7 @@ def _train(
     progress = Progress()
     _start_backend(wanted.backend)
     run, before = None, _written(out)
+    on = f"stn train --resume {out}"
     try:
         watched = _watched(out, port, progress, new=resume is None)
         with watched if watch else contextlib.nullcontext():
@@ -223,10 +224,15 @@ def _train(
             )
     except KeyboardInterrupt:
         pass
+    except OSError as error:
+        if error.errno != errno.ENOSPC or (resume is None and _written(out) == before):
+            raise
+        error.filename = error.filename or str(out)
+        _fail(_explain_os_error(error, again=f"go on with: {on}"), 1)
     if run is None:
         _forget_iterators()
         if resume is not None or _written(out) != before:
-            _fail(f"Interrupted. Go on with: stn train --resume {out}", 130)
+            _fail(f"Interrupted. Go on with: {on}", 130)
         _fail("Interrupted before anything was written", 130)
     if json_:
         typer.echo(json.dumps({"run": str(run.path), **run.metrics}))
@@ -332,7 +338,7 @@ def reproduce(
 @app.command()
 def evaluate(
     run: RunFolder,
-    data: Annotated[str | None, typer.Option(help="Another data set, same classes.")] = None,
+    data: Annotated[str | None, typer.Option(help="Another data set, of classes it knows.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of its files.")] = None,
     distort: Annotated[
         str | None, typer.Option(help=f"Another distortion. One of: {_DISTORTIONS}.")
@@ -351,7 +357,7 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Test a trained model: loss, accuracy, per-class accuracy, confusion."""
-    runs.Run.open(run)
+    opened = runs.Run.open(run)
     if sweep is None and control is not None:
         raise config.UserError(
             "Expected --control together with --sweep. Received: --control alone"
@@ -360,7 +366,7 @@ def evaluate(
         raise config.UserError(
             "Expected --sweep without --data, --data-dir and --distort. Received: one of them too"
         )
-    _start_backend(backend or runs.Run(run).config.backend)
+    _start_backend(backend or opened.config.backend)
     if sweep is not None:
         _sweep(run, sweep, control, backend, json_)
         return
@@ -375,8 +381,15 @@ def evaluate(
         typer.echo(json.dumps(results))
         return
     from stn.tool import printing
+    from stn.tool.data import training_files
 
     printing.print_accuracy(results)
+    drawn = data and training_files(data, opened.config.seed)
+    if drawn and drawn != opened.dataset.get("training_files"):
+        typer.echo(
+            f"They are a part of what is in {data}, which has no folder test. To test all of it, "
+            "move its folders into one of that name, and give the folder around that"
+        )
 
 
 def _sweep(run: Path, kind: str, control: Path | None, backend: str | None, json_: bool) -> None:

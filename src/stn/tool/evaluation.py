@@ -27,7 +27,7 @@ def evaluate(
 
     Args:
         run: A run, or its folder.
-        data: Another data set than the run's, with the same classes.
+        data: Another data set than the run's, with the same classes or some of them.
         data_dir: Folder that holds the files of the data set; the run's by default.
         distort: Another distortion than the run's.
         backend: Another backend than the run's.
@@ -64,18 +64,19 @@ def evaluate(
         check_unseen(config, run.dataset)
     class_names, test = load_split(config, "test", channels=channels)
     class_names, test = for_task(config, class_names, test, Stream.TEST)
-    if list(class_names) != names:
+    if unknown := [name for name in class_names if name not in names]:
         raise UserError(
-            f"Expected the classes the run was trained on, {_some(names)}. "
-            f"Received: {config.data} with {_some(class_names)}"
+            f"Expected classes the run was trained on, {_some(names)}. "
+            f"Received: {config.data} with {_some(class_names)}, among them {unknown[0]!r}"
         )
+    labels = np.array([names.index(name) for name in class_names])[test.labels]
     images = distorted_test(config, test, run.dataset.get("background_color"))
     if images.shape[1:] != model.input_shape[1:]:
         raise UserError(
             f"Expected images of shape {model.input_shape[1:]}, as in training. "
             f"Received: {images.shape[1:]} ({config.data}, distortion {config.distort})"
         )
-    return score(predict_probabilities(model, images), test.labels, names)
+    return score(predict_probabilities(model, images), labels, names)
 
 
 def open_run(run: runs.Run | str | os.PathLike[str]) -> runs.Run:

@@ -26,12 +26,12 @@ from stn.tool.config import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-)
+    (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+) | {".ppm", ".pgm", ".pbm"}
 # In a folder more are tried: better to say that the photographs of a telephone cannot be read
 # than to pass over them.
 _ALL_SUFFIXES = SUFFIXES.union(
-    (".avif", ".dib", ".dng", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm", ".svg")
+    (".avif", ".dib", ".dng", ".heic", ".heif", ".jp2", ".jpe", ".jxl", ".svg")
 )
 
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb

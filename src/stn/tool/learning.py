@@ -211,7 +211,15 @@ class _Adam(keras.optimizers.Adam):
         if self._get_variable_index(variable) in self._own:
             awake = keras.ops.cast(self.iterations >= self._rest, variable.dtype)
             learning_rate = learning_rate * (self._factor * awake)
+            if self.weight_decay and self._use_weight_decay(variable):
+                rate = keras.ops.cast(learning_rate * self.weight_decay, variable.dtype)
+                variable.assign(variable - variable * rate)
         super().update_step(gradient, variable, learning_rate)
+
+    def _apply_weight_decay(self, variables: list[Any]) -> None:
+        """That of all other variables; what has a rate of its own decays at that."""
+        others = [v for v in variables if self._get_variable_index(v) not in self._own]
+        super()._apply_weight_decay(others)
 
 
 def _optimizer(config: Config, localization: list[Any], steps: int) -> keras.optimizers.Optimizer:

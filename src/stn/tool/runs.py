@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -247,6 +248,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file, all of it or nothing."""
     with atomic(path) as temporary:
         temporary.write_bytes(data)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise an OSError if nothing may be written into a folder."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 @contextlib.contextmanager

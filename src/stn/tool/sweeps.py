@@ -88,6 +88,7 @@ def sweep(
     evaluation.check_task(opened[0], "to disturb its images", "classification")
     for one in opened[1:]:
         controls.check(opened[0], one)
+    runs.check_writable(opened[0].path)
     results: dict[str, Any] = {
         "kind": kind,
         "unit": unit,

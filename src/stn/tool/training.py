@@ -152,7 +152,7 @@ def train(
             board.add(0, {}, run.frame_file(0))
             checkpoints.save(run, model, state, kept)
         progress.say(summary)
-        progress.say(_plan(config, len(names), train_split, validation_split, run))
+        progress.say(_plan(config, about, test, run))
 
         # Training.
         batches = Batches(config, train_split, distortion, color)
@@ -437,12 +437,12 @@ def _out_of_patience(config: Config, state: dict[str, Any]) -> bool:
     return 0 < config.patience <= waited
 
 
-def _plan(
-    config: Config, classes: int, train_split: data.Split, validation: data.Split, run: Any
-) -> str:
+def _plan(config: Config, about: dict[str, Any], test: data.Split, run: runs.Run) -> str:
+    drawn = " (drawn, for want of a folder test)" if "training_files" in about else ""
     return (
-        f"{config.data}, distortion {config.distort}: {len(train_split)} training and "
-        f"{len(validation)} validation images, {classes} classes. "
+        f"{config.data}, distortion {config.distort}: {about['train']} training, "
+        f"{about['validation']} validation and {len(test)} test images{drawn}, "
+        f"{len(about['class_names'])} classes. "
         f"{config.backend}, {config.precision}, at most {config.epochs} epochs. "
         f"Everything goes to {run.path}"
     )

@@ -15,6 +15,9 @@ from stn.tool.images import SUFFIXES, read_image
 
 _Files = list[tuple[Path, int]]  # each with its label
 
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_NO_CLASS = (".", "__", "@")  # hidden folders, and those that archives and servers leave
+
 
 def read(
     path: str | os.PathLike[str],
@@ -26,11 +29,11 @@ def read(
 ) -> Dataset:
     """Read a folder that has one sub-folder of images per class.
 
-    If it has `train` or `test` with such sub-folders in them, these are the splits; other folders
-    beside them are not read. A split `test` that is missing is drawn from the training images: 20 %
-    of every class, chosen by the seed and the names of the files, so that one file more or less
-    hardly moves another. Hidden files are skipped, and tables (`.csv`), which some
-    data sets keep beside the images of a class.
+    If it has `train` or `test` (or `training` or `testing`, in any case) with such sub-folders in
+    them, these are the splits; other folders beside them are not read. A split `test` that is
+    missing is drawn from the training images: 20 % of every class, chosen by the seed and the names
+    of the files, so that one file more or less hardly moves another. Hidden files are skipped, and
+    tables (`.csv`), which some data sets keep beside the images of a class.
 
     Args:
         path: The folder.
@@ -126,12 +129,15 @@ def _list_splits(
             f"Expected a folder train beside test, with a sub-folder per class. Received: "
             f"{str(root)!r} without it. Add it, or ask for the test split only"
         )
-    names = _list_folders(own.get("train", own.get("test", root)))
+    top = own.get("train", own.get("test", root))
+    names = _list_folders(top)
     if len(names) < 2:
+        below = [top / name for name in names if _list_folders(top / name)]
+        hint = f"; if they are so in it, give folder:{below[0]}" if below else ""
         raise UserError(
             "Expected a folder with a sub-folder of images for each of two or more classes. "
             f"Received: {str(root)!r} with {', '.join(names) or 'none'}. Sort the images into one "
-            "folder per class"
+            f"folder per class{hint}"
         )
     if "test" in own and (extra := sorted(set(_list_folders(own["test"])) - set(names))):
         raise UserError(
@@ -142,10 +148,11 @@ def _list_splits(
     files: dict[str, _Files] = {}
     if "test" in own:
         for split in splits:
-            present = _list_folders(own[split])
-            files[split] = _list_images(own[split], names, present)
+            # A class that is trained on may be missing among the test images.
+            may_lack = split == "test" and "train" in own
+            files[split] = _list_images(own[split], names, may_lack=may_lack)
     else:
-        listed = _list_images(own.get("train", root), names, names)
+        listed = _list_images(top, names)
         labels = np.array([label for _, label in listed])
         ranks = [_digest(f"{seed}/{file.parent.name}/{file.name}") for file, _ in listed]
         held = carve_mask(labels, TEST_FRACTION, seed, ranks)
@@ -157,12 +164,26 @@ def _list_splits(
 
 def _own_splits(root: Path) -> dict[str, Path]:
     """The folders of those splits that have classes of their own."""
-    top = _list_folders(root)
-    return {
-        split: root / split
-        for split in ("train", "test")
-        if split in top and _list_folders(root / split)
-    }
+    named: dict[str, Path] = {}
+    for name in _list_folders(root):
+        split = _SPLITS.get(name.lower())
+        if split is None:
+            continue
+        if split in named:
+            raise UserError(
+                f"Expected one folder of {split} images. Received: {str(named[split])!r} and "
+                f"{str(root / name)!r}; rename one of them"
+            )
+        named[split] = root / name
+    own = {split: folder for split, folder in named.items() if _list_folders(folder)}
+    if "train" in own and (lacking := set(named) - set(own)):
+        (split,) = lacking
+        raise UserError(
+            f"Expected a sub-folder of images for each class in {str(named[split])!r}. Received: "
+            f"none. Sort its images into such, or move it elsewhere: then {TEST_FRACTION:.0%} of "
+            f"the images in {str(own['train'])!r} become the test images"
+        )
+    return own
 
 
 def _list_folders(folder: Path) -> list[str]:
@@ -171,7 +192,7 @@ def _list_folders(folder: Path) -> list[str]:
             names = sorted(
                 entry.name
                 for entry in entries
-                if entry.is_dir() and not entry.name.startswith((".", "__"))
+                if entry.is_dir() and not entry.name.startswith(_NO_CLASS)
             )
     except OSError as error:
         raise UserError(
@@ -185,37 +206,68 @@ def _list_folders(folder: Path) -> list[str]:
                 f"Expected names of classes in UTF-8. Received: {name!r} in {str(folder)!r}; "
                 "rename it"
             ) from error
+        if "\t" in name or len(name.splitlines()) > 1:
+            raise UserError(
+                f"Expected names of classes on one line. Received: {name!r} in {str(folder)!r}; "
+                "rename it"
+            )
     return names
 
 
-def _list_images(folder: Path, names: Sequence[str], present: Sequence[str]) -> _Files:
-    """The image files of the classes that are present; labels count all classes."""
+def _list_images(folder: Path, names: Sequence[str], *, may_lack: bool = False) -> _Files:
+    """The image files of each class; of a class that may lack, perhaps none."""
     found: _Files = []
-    for name in present:
-        label = names.index(name)
+    strange: list[Path] = []
+    present = set(_list_folders(folder))
+    for label, name in enumerate(names):
+        if name not in present:
+            continue
         try:
-            files = sorted(
-                file
-                for file in (folder / name).iterdir()
-                if not file.name.startswith(".")
-                and file.name.lower() != "thumbs.db"
-                and file.suffix.lower() != ".csv"
-            )
+            files = sorted(file for file in (folder / name).iterdir() if not _passed_over(file))
         except OSError as error:
             raise UserError(
                 f"Expected a readable folder of images. Received: {str(folder / name)!r} "
                 f"({error.strerror})"
             ) from error
-        if not files:
+        if not files and not may_lack:
             raise UserError(
                 f"Expected an image in every class. Received: {str(folder / name)!r}, which is "
-                "empty. Add images or remove it"
+                "empty but for tables and hidden files, if any. Add images or remove it"
             )
-        for file in files:
-            if file.suffix.lower() not in SUFFIXES or not file.is_file():
-                raise UserError(
-                    f"Expected only images ({' '.join(sorted(SUFFIXES))}) in a class folder. "
-                    f"Received: {str(file)!r}. Remove it or move it elsewhere"
-                )
-            found.append((file, label))
+        strange += [
+            file for file in files if file.suffix.lower() not in SUFFIXES or not file.is_file()
+        ]
+        found += [(file, label) for file in files]
+    if strange:
+        raise UserError(
+            f"Expected only images ({' '.join(sorted(SUFFIXES))}) in a class folder. "
+            f"Received: {_some(strange)}. {_advice(strange)}"
+        )
     return found
+
+
+def _passed_over(file: Path) -> bool:
+    """Whether something beside images belongs to a system or a data set, and to no class."""
+    name = file.name.lower()
+    if name.startswith(".") or name in ("thumbs.db", "desktop.ini") or name.endswith(".csv"):
+        return True
+    return name.startswith(_NO_CLASS) and file.is_dir()
+
+
+def _some(files: Sequence[Path]) -> str:
+    def describe(file: Path) -> str:
+        if file.is_dir():
+            return f"{str(file)!r} (a folder)"
+        return f"{str(file)!r}{'' if file.exists() else ' (a link to nothing)'}"
+
+    more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+    return ", ".join(map(describe, files[:5])) + more
+
+
+def _advice(strange: Sequence[Path]) -> str:
+    them = "it" if len(strange) == 1 else "them"
+    advice = f"Remove {them} or move {them} elsewhere"
+    folders = [file for file in strange if file.is_dir()]
+    if not folders:
+        return advice
+    return f"If those are the classes, give folder:{folders[0].parent}. Otherwise {advice.lower()}"
