@@ -35,7 +35,7 @@ LIBRARY = (
     "models",
 )
 HEAVY = {"keras", "tensorflow", "jax", "torch"}
-BACKENDS_THEMSELVES = ("bilinear", "separable", "deformations")  # what Keras cannot say
+BACKENDS_THEMSELVES = ("filters", "bilinear", "separable", "deformations")  # what Keras cannot say
 
 
 # --- imports -------------------------------------------------------------------------------------

@@ -577,6 +577,53 @@ def train_twice(model, jit_compile=JIT):
         assert np.abs(new - old).max() > 0, f"no gradient reached {weight.path}"
 
 
+def frozen(how):
+    """A model whose transformer is frozen in one of the ways there are."""
+    flag = {"trainable": False} if how == "keyword" else {}
+    localization = sequential() if how == "own" else "mlp"
+    layer = stn.SpatialTransformer("affine", localization=localization, name="stn", **flag)
+    if how in ("before", "own"):
+        layer.trainable = False
+    inputs = keras.Input(IMAGES.shape[1:])
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layer(inputs))))
+    if how in ("after", "loaded", "cloned"):
+        layer.trainable = False
+    return keras.models.clone_model(model) if how == "cloned" else model
+
+
+@pytest.mark.parametrize("how", ["keyword", "before", "own", "after", "loaded", "cloned"])
+def test_frozen_stays_frozen(how, tmp_path):
+    model = frozen(how)
+    if how == "loaded":
+        model.save(tmp_path / "model.keras")
+        model = keras.models.load_model(tmp_path / "model.keras")
+    layer = model.get_layer("stn")
+    assert [layer.trainable_weights, len(model.trainable_weights)] == [[], 2]
+    assert not any(weight.trainable for weight in layer.weights)
+    layer.trainable = True
+    assert len(model.trainable_weights) == 2 + len(layer.weights) >= 6
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch has it")
+@pytest.mark.parametrize("family", ["affine", "projective", "tps", "flow"])
+def test_autocast_does_not_round_where_pixels_lie(family):
+    import torch
+
+    layer = stn.SpatialTransformer(family, localization="mlp", return_params=True)
+    layer.build(IMAGES.shape)
+    layer.head.set_weights(
+        [0.1 * np.random.default_rng(0).normal(size=w.shape) for w in layer.head.weights]
+    )
+    ramp = np.tile(np.arange(200, dtype="float32")[None, None, :, None], (1, 8, 1, 1))
+    params = ops.convert_to_numpy(layer(IMAGES)[1])[:1]
+    expected = stn.warp(ramp, params, family, padding="border")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = stn.warp(ramp, params, family, padding="border")
+        _, rounded, grid = layer(IMAGES)
+    np.testing.assert_allclose(numpy(found), numpy(expected), atol=1e-3)
+    assert rounded.dtype == grid.dtype == torch.float32
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_compiled_training_reaches_every_weight(kind):
     train_twice(MODELS[kind](), jit_compile=XLA)
@@ -873,7 +920,10 @@ def test_errors_of_the_constructor(wrong, match):
         stn.SpatialTransformer(**wrong)
 
 
-@pytest.mark.parametrize("shape", [(12, 10), (5, 12, 10), (None, None, 10, 2), (5, 0, 10, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [(12, 10), (5, 12, 10), (None, None, 10, 2), (5, 0, 10, 2), (5, 9, 9, None), (5, 9, 9, 0)],
+)
 def test_errors_of_the_shape(shape):
     with pytest.raises(ValueError, match=r"(?s)^Expected .*Received: "):
         transformer().build(shape)

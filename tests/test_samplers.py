@@ -503,6 +503,38 @@ def test_fill_value_per_channel(fill_value):
 GAIN = {"bicubic": 1.4, "lanczos3": 1.7}
 
 
+@pytest.mark.parametrize("sampler", ["bilinear", "antialiased", "linearized"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_pixel_that_is_not_a_number_spoils_what_is_around_it(sampler, bad):
+    images = np.ones((1, 8, 8, 1), "float32")
+    images[0, 1, 1] = bad
+    params = np.array([[0.9, 0.1, 0.05, -0.1, 0.9, 0.02]], "float32")
+    found = np.isfinite(keras.ops.convert_to_numpy(stn.warp(images, params, sampler=sampler)))
+    assert 1 <= (~found).sum() <= 9
+    assert found[0, 4:].all()
+
+
+@samplers
+@pytest.mark.parametrize("padding", ["zeros", "border", "inward"])
+def test_an_axis_of_one_pixel_has_no_outside(sampler, padding):
+    images = np.full((1, 1, 1, 1), 3.0, "float32")
+    points = np.zeros((1, 1, 4, 2), "float32")
+    points[0, 0, :, 0] = [0.0, 1e30, np.inf, -np.inf]
+    found = stn.sample(images, points, sampler=sampler, padding=padding, align_corners=True)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(found).ravel(), 3.0, rtol=1e-6)
+
+
+def test_antialiased_whatever_type_keras_makes_by_default():
+    expected = stn.warp(np.ones((1, 8, 8, 1), "float32"), HALF, sampler="antialiased")
+    try:
+        keras.config.set_floatx("bfloat16")
+        found = stn.warp(np.ones((1, 8, 8, 1), "float32"), HALF, sampler="antialiased")
+    finally:
+        keras.config.set_floatx("float32")
+    np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (found, expected)), atol=1e-6)
+
+
+HALF = np.array([[0.5, 0.0, 0.2, 0.0, 0.5, 0.0]], "float32")
 FAR = [np.nan, np.inf, -np.inf, 1e6, -1e6, 1e30, -1e30, 0.1]
 EXTREMES = {
     2: [(x, y) for x in FAR for y in FAR if 0.1 in (x, y) or x == y]

@@ -26,6 +26,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from stn import filters
+
 PART = 2**18
 """The most values of a gradient that are on their way at a time."""
 
@@ -157,10 +159,11 @@ def combine_natively(rows: list[list[Any]], columns: list[Any]) -> list[Any]:
 
     points = torch.stack([column.flatten() for column in columns])
     factors = torch.stack([torch.stack(row, dim=-1) for row in rows])
-    if factors.shape[1] > SIDE_BY_SIDE:
-        return list(torch.matmul(factors, points))
-    # As `read_natively` wants to have them.
-    moved = torch.matmul(points.T, factors.permute(1, 2, 0))
+    with filters.exactly(points):
+        if factors.shape[1] > SIDE_BY_SIDE:
+            return list(torch.matmul(factors, points))
+        # As `read_natively` wants to have them.
+        moved = torch.matmul(points.T, factors.permute(1, 2, 0))
     return list(moved.unbind(-1))
 
 
@@ -313,7 +316,8 @@ def _many_channels_gradient(values: Any, first: Any, weights: list[Any], change:
     weights = [[_spread(share, channels) for share in pair] for pair in weights]
     slope = _weighed(_table(values, channels), first, _steps(size), weights)
     # Not `sum`: XLA would read and sum in one loop, which it cannot vectorize.
-    return ops.matmul(change * slope, np.ones((channels, 1), "float32"))[..., 0]
+    with filters.exactly(slope):
+        return ops.matmul(change * slope, np.ones((channels, 1), "float32"))[..., 0]
 
 
 def _image_gradient(values: Any, *arguments: Any) -> Any:

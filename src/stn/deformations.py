@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from stn import families, grids, samplers
+from stn import families, filters, grids, samplers
 
 
 class Deformation(families.Transform):
@@ -110,9 +110,9 @@ class ThinPlateSpline(Deformation):
     def move(self, params: Any, points: Any, size: Any, align_corners: bool) -> Any:
         """See `Transform.move`."""
         weights = ops.convert_to_tensor(self._weights, _dtype(points))
-        return self._moved(
-            params, points, ops.einsum("...k,kn->...n", self._kernel(points), weights)
-        )
+        with filters.exactly(weights):
+            influence = ops.einsum("...k,kn->...n", self._kernel(points), weights)
+        return self._moved(params, points, influence)
 
     def _moved(self, params: Any, points: Any, influence: Any) -> Any:
         """Add to points the displacements, weighted by each control point's influence on them."""
@@ -120,12 +120,13 @@ class ThinPlateSpline(Deformation):
         influence = ops.convert_to_tensor(influence, _dtype(params))
         shape = influence.shape
         flat = ops.reshape(influence, (-1, math.prod(shape[1:-1]), shape[-1]))
-        if shape[0] == 1:
-            moved = ops.einsum("pn,bnd->bpd", flat[0], displacements)
-        elif displacements.shape[0] == 1:
-            moved = ops.einsum("bpn,nd->bpd", flat, displacements[0])
-        else:
-            moved = ops.einsum("bpn,bnd->bpd", flat, displacements)
+        with filters.exactly(flat):
+            if shape[0] == 1:
+                moved = ops.einsum("pn,bnd->bpd", flat[0], displacements)
+            elif displacements.shape[0] == 1:
+                moved = ops.einsum("bpn,nd->bpd", flat, displacements[0])
+            else:
+                moved = ops.einsum("bpn,bnd->bpd", flat, displacements)
         return points + ops.reshape(moved, (-1, *shape[1:-1], 2))
 
     def get_config(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ exact gradients and run alike on every backend.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -14,6 +15,28 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+
+
+def exactly(tensor: Any) -> Any:
+    """Products in all digits of float32, where an accelerator or PyTorch's autocast would round.
+
+    Args:
+        tensor: One that is multiplied.
+
+    Returns:
+        What to do it within: `with exactly(tensor): ...`.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_matmul_precision("highest")
+    if keras.backend.backend() == "torch":
+        import torch
+
+        kind = tensor.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
 
 
 def along(values: Any, matrix: np.ndarray, axis: int) -> Any:
@@ -31,7 +54,8 @@ def along(values: Any, matrix: np.ndarray, axis: int) -> Any:
     flat = ops.reshape(values, (-1, shape[axis], math.prod(shape[axis + 1 :])))
     matrix = ops.convert_to_tensor(matrix, keras.backend.standardize_dtype(values.dtype))
     # einsum and not matmul: Keras rounds float64 to float32 in the latter on PyTorch.
-    flat = ops.einsum("oi,biq->boq", matrix, flat)
+    with exactly(flat):
+        flat = ops.einsum("oi,biq->boq", matrix, flat)
     return ops.reshape(flat, (-1, *shape[1:axis], matrix.shape[0], *shape[axis + 1 :]))
 
 

@@ -37,7 +37,28 @@ def to_pixel(coordinate: Any, size: int, align_corners: bool) -> Any:
     """
     # The product is formed about the center, where the coordinates of an identity grid multiply
     # back to half integers without rounding; the offset is then added exactly.
-    return coordinate * half_extent(size, align_corners) + (size - 1) / 2
+    return stretch(coordinate, size, align_corners) + (size - 1) / 2
+
+
+def stretch(distance: Any, size: int, align_corners: bool) -> Any:
+    """Convert normalized distances along one axis to pixels.
+
+    On an axis of one pixel under `align_corners=True` there is none: 0, even of an infinite one.
+
+    Args:
+        distance: Array or tensor of any shape and float type, normalized.
+        size: Number of pixels along the axis, at least 1.
+        align_corners: Corner convention, see the module.
+
+    Returns:
+        Distances in pixels, same shape and type.
+
+    Example:
+        >>> stretch(np.array([1.0, np.inf]), 1, align_corners=True).tolist()
+        [0.0, 0.0]
+    """
+    half = half_extent(size, align_corners)
+    return distance * half if half else 0.0 / (abs(distance) + 1.0)
 
 
 def to_normalized(pixel: Any, size: int, align_corners: bool) -> Any:

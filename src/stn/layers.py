@@ -37,7 +37,9 @@ class SpatialTransformer(layers.Layer):
         localization: The network that sees the input: `"cnn"` (the default) or `"mlp"`, or any
             Keras layer or model whose output is `(batch, features)`; outputs with more axes are
             flattened. Do not end it with the parameters: the layer adds that head itself, a
-            dense layer that starts at zero, on top of the identity.
+            dense layer that starts at zero, on top of the identity. Each transformer needs one of
+            its own: Keras cannot load a model in which two layers hold the same one. Several
+            transformations of one image are `heads`.
         output_size: `(height, width)` of the output (for volumes `(depth, height, width)`), or
             one number for all; that of the input by default. With several heads, a list of one
             `(height, width)` for each gives each its own.
@@ -238,6 +240,10 @@ class SpatialTransformer(layers.Layer):
             name="head",
         )
         self.head.build((features[0], math.prod(features[1:])))
+        if not self.trainable:  # nor are the weights that exist only now
+            for part in (self.localization, self.head):
+                part.trainable = True  # TensorFlow takes no note of what is False already
+                part.trainable = False
         self.built = True
 
     def localize(self, images: Any, training: bool | None = None) -> Any:
@@ -309,7 +315,8 @@ class SpatialTransformer(layers.Layer):
         """What the head says for each transformation, before bounds: zeros at the identity."""
         features = self.localization(view, training=training)
         features = ops.reshape(features, (-1, math.prod(features.shape[1:])))
-        offsets = self.head(features)
+        with filters.exactly(features):
+            offsets = self.head(features)
         if training and (self.gradient_factor != 1 or self.gradient_clip is not None):
             offsets = _temper(offsets, self.heads, self.gradient_factor, self.gradient_clip)
         if training and self.identity_penalty:

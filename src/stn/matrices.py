@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from stn import bilinear, families, grids, samplers
+from stn import bilinear, families, filters, grids, samplers
 from stn.families import Rows
 
 
@@ -72,8 +72,9 @@ def _combine_gradients(*arguments: Any, wanted: Any) -> list[Any]:
     *tensors, change = arguments
     n = len(tensors) // 2
     factors, columns = tensors[:n], tensors[n:]
-    to_factors = ops.einsum("bp,kp->bk", change, ops.concatenate(columns, axis=0))
-    to_columns = ops.einsum("kb,bp->kp", ops.stack(factors, axis=0), change)
+    with filters.exactly(change):
+        to_factors = ops.einsum("bp,kp->bk", change, ops.concatenate(columns, axis=0))
+        to_columns = ops.einsum("kb,bp->kp", ops.stack(factors, axis=0), change)
     return [to_factors[:, i] for i in range(n)] + [to_columns[i : i + 1] for i in range(n)]
 
 

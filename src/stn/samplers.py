@@ -369,10 +369,13 @@ def _read_antialiased(
     dtype = keras.backend.standardize_dtype(at[0].dtype)
     result = 0.0
     for upper in itertools.product((0, 1), repeat=len(size)):
-        blend, start, taps, extent = 1.0, 0, [], []
+        blend, start, taps, extent, counts = 1.0, 0, [], [], True
         for axis, (lower, share) in enumerate(levels):
-            level = ops.minimum(lower + upper[axis], len(lengths[axis]) - 1)
+            # Keras makes a float32 of this on JAX where its own default is bfloat16.
+            level = ops.cast(ops.minimum(lower + upper[axis], len(lengths[axis]) - 1), "int32")
             blend = blend * (share if upper[axis] else 1.0 - share)
+            if upper[axis]:  # which a pixel that is NaN spoils whole
+                counts = ops.logical_and(counts, ops.logical_or(lower > 0, share > 0))
             start = start * len(lengths[axis]) + level
             length = ops.take(ops.convert_to_tensor(lengths[axis], "int32"), level)
             smaller = ops.cast(length, dtype)
@@ -385,7 +388,10 @@ def _read_antialiased(
             taps.append([(*_pixel(base + k, smaller, padding, False), weights[k]) for k in (0, 1)])
         start = ops.take(ops.convert_to_tensor(starts.ravel(), "int32"), start)
         part = _gather(pixels, first + start, taps, extent, fill)
-        result = result + ops.cast(ops.expand_dims(blend, -1), part.dtype) * part
+        part = ops.cast(ops.expand_dims(blend, -1), part.dtype) * part
+        if any(upper):
+            part = ops.where(ops.expand_dims(counts, -1), part, ops.zeros_like(part))
+        result = result + part
     return result
 
 
@@ -426,6 +432,7 @@ def _read_linearized(
     still = [ops.stop_gradient(coordinate) for coordinate in at]
     result = _read(values, still, "bilinear", padding, fill, align_corners)
     fixed = ops.stop_gradient(values)
+    fixed = ops.where(ops.isfinite(fixed), fixed, ops.zeros_like(fixed))  # it would spoil them all
     if fill is not None:
         fixed = fixed - ops.convert_to_tensor(fill, fixed.dtype)
     slopes, margin = filters.slopes(fixed, padding, align_corners)
@@ -512,11 +519,11 @@ def shape_size(shape: Any, data_format: str | None) -> tuple[int, ...]:
     """The `(height, width)` or `(depth, height, width)` in the shape of a batch.
 
     Args:
-        shape: Four numbers, or five for volumes; the batch and the channels may be None.
+        shape: Four numbers, or five for volumes; the batch may be None.
         data_format: `"channels_last"`, `"channels_first"`, or None for the Keras setting.
 
     Raises:
-        ValueError: If the shape is not one of images, or an axis of theirs is unknown or 0.
+        ValueError: If the shape is not one of images, or an axis but the batch is unknown or 0.
     """
     shape = tuple(shape)
     if len(shape) not in (4, 5):
@@ -525,13 +532,12 @@ def shape_size(shape: Any, data_format: str | None) -> tuple[int, ...]:
             "(batch, depth, height, width, channels); with data_format='channels_first' the "
             f"channels follow the batch. Received: shape={shape}"
         )
-    size = shape[2:] if check_data_format(data_format) == "channels_first" else shape[1:-1]
-    if not all(size):
+    if not all(shape[1:]):
         raise ValueError(
-            "Expected images of known height and width, at least 1 pixel each. "
-            f"Received: shape={shape}"
+            "Expected images of known height and width, at least 1 pixel each, and a known number "
+            f"of channels. Received: shape={shape}"
         )
-    return size
+    return shape[2:] if check_data_format(data_format) == "channels_first" else shape[1:-1]
 
 
 def check_options(sampler: str, padding: str, fill_value: Any) -> None:

@@ -8,12 +8,13 @@ among them. A pixel that is NaN or infinite spoils its image, though.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
 import keras
 from keras import ops
+
+from stn import filters
 
 
 def pays(size: tuple[int, ...], reach: int) -> bool:
@@ -52,7 +53,7 @@ def read(values: Any, taps: list[Any], fill: tuple[float, ...] | None) -> Any:
         _matrix(axis_taps, n, fill is not None, values.dtype)
         for axis_taps, n in zip(taps, values.shape[1:-1], strict=True)
     ]
-    with _exactly():
+    with filters.exactly(values):
         for axis, matrix in enumerate(matrices, 1):
             values = _multiply(matrix, values, axis)
     if any(fill or ()):
@@ -101,12 +102,3 @@ def _rounds() -> bool:
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))
-
-
-def _exactly() -> Any:
-    """Products in all digits of float32, also where an accelerator would rather round."""
-    if keras.backend.backend() != "jax":
-        return contextlib.nullcontext()
-    import jax
-
-    return jax.default_matmul_precision("highest")

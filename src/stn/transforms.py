@@ -280,7 +280,7 @@ def sample_displaced(
             still = regular[..., axis]
             displacement = coordinate - ops.convert_to_tensor(still, dtype)
             pixel = ops.convert_to_tensor(grids.to_pixel(still, length, align_corners), dtype)
-            coordinates.append(displacement * grids.half_extent(length, align_corners) + pixel)
+            coordinates.append(grids.stretch(displacement, length, align_corners) + pixel)
         return coordinates
 
     if options["sampler"] == "bilinear" and options["padding"] in ("zeros", "border", "reflection"):
