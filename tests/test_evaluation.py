@@ -146,6 +146,9 @@ def test_test_images_are_not_those_of_training(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=refused):
             again()
     assert stn.evaluate(run, data="folder:elsewhere") == found
+    stn.train(config.replace(data="folder:elsewhere"), "run", resume=True)
+    assert run.config.data == f"folder:{tmp_path / 'elsewhere'}"
+    assert stn.evaluate(run) == found == run.metrics["test"]
 
 
 def test_some_of_the_classes_will_do(trained, tmp_path):

@@ -50,7 +50,10 @@ def resolve(config: Config, run: runs.Run | None = None) -> Config:
 def differences(before: Config, now: Config) -> list[str]:
     """The options in which two resolved configurations differ, but for where the data lie."""
     one, other = before.model_dump(), now.model_dump()
-    return [key for key in one if one[key] != other[key] and key not in ("data_dir", "mirror")]
+    places = {"data_dir", "mirror"}
+    if all(config.data.startswith("folder:") for config in (before, now)):
+        places.add("data")
+    return [key for key in one if one[key] != other[key] and key not in places]
 
 
 def prepare(
