@@ -15,7 +15,7 @@ from PIL import Image
 import stn
 from conftest import draw_shapes, write_idx
 from stn.tool import controls, printing, runs
-from stn.tool.config import BACKENDS
+from stn.tool.config import BACKENDS, UserError
 from stn.tool.data import signs
 
 pytestmark = pytest.mark.once
@@ -84,7 +84,7 @@ def test_data_list(command):
     code, out, err = command("data", "list")
     assert (code, err) == (0, "")
     assert "697,932" in out
-    assert 'pip install "stn[tfds]"' in out
+    assert 'pip install -e ".[tfds]"' in out
     code, out, err = command("data", "list", "--json")
     assert (code, err) == (0, "")
     sources = {source["name"]: source for source in json.loads(out)}
@@ -722,6 +722,34 @@ def test_unknown_verb_or_option(arguments, command):
     assert "Usage: stn" in err
 
 
+def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(
+    command, tmp_path, monkeypatch
+):
+    outs = []
+
+    def train(config, out, **_):
+        outs.append(out)
+        assert out.is_dir()
+        (out / "something").touch()
+        if len(outs) < 3:  # before the first has ended
+            command("train", "--data", "folder:" + "long/" * 60 + "x" * 200)
+        raise UserError("no more")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stn, "train", train)
+    for _ in range(2):  # a second may pass within one try
+        command("train", "--data", "folder:" + "long/" * 60 + "x" * 200)
+    assert len(set(outs)) == len(outs) == 4
+    assert all(len(out.name) < 100 for out in outs)
+
+
+def test_a_folder_that_nothing_was_written_to_is_gone_again(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command("train", "--data", "folder:nowhere")
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "nowhere" in err
+
+
 def test_a_full_disk_in_training_can_be_gone_on_from(command, shapes_config, tmp_path, monkeypatch):
     from stn.tool import checkpoints
 
@@ -743,6 +771,7 @@ def test_a_full_disk_in_training_can_be_gone_on_from(command, shapes_config, tmp
     ("error", "message", "exit_code"),
     [
         (OSError(28, "No space left on device", "/runs/a"), "The disk is full: /runs/a.", 1),
+        (OSError(27, "File too large", "/runs/a"), "File too large: /runs/a. Nothing was left", 1),
         (
             PermissionError(13, "Permission denied", "/runs/a"),
             "No permission to write: /runs/a.",

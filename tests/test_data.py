@@ -691,7 +691,7 @@ def test_folder_with_nothing_to_spare_for_a_test(tmp_path):
 
 def test_tfds_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(UserError, match=r'pip install "stn\[tfds\]"'):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[tfds\]"'):
         load("tfds:kmnist")
 
 

@@ -193,6 +193,21 @@ def test_compare_runs_on_other_data(trained, other, tmp_path):
     assert not comparison._wall([trained.run, other]), "their test images may be others"
 
 
+@pytest.mark.parametrize("what", ["count", "task"])
+def test_compare_runs_on_other_images_of_the_same_data(what, trained, other, tmp_path):
+    run = runs.Run(shutil.copytree(other.path, tmp_path / "elsewhere"))
+    if what == "task":
+        runs.write_text(run.config_file, run.config.replace(task="addition").to_toml())
+    else:
+        test = run.metrics["test"]
+        metrics = run.metrics | {"test": test | {"count": test["count"] - 1}}
+        runs.write_json(run.metrics_file, metrics)
+    page = tmp_path / "page.html"
+    [note] = stn.compare([trained.run, run.path], out=page)["notes"]
+    assert note == "No test images side by side: the runs do not have the same ones"
+    assert "Those first" not in page.read_text(encoding="utf-8")
+
+
 def test_compare_a_run_that_is_not_finished(trained, tmp_path):
     run = runs.Run(tmp_path / "begun")
     run.path.mkdir()

@@ -179,6 +179,35 @@ def test_a_copy_beside_a_run_is_not_a_run(made):
     shutil.rmtree(copy)
 
 
+def test_a_run_of_another_cell_or_other_options_is_not_passed_off(made):
+    out, _ = made
+    before = reproduction.collect(out)
+    cells = {cell["cell"]: cell for cell in before["cells"]}
+    assert "other" not in cells["R/fcn"]["runs"][0]
+    copy = shutil.copytree(out / "R-fcn-1", out / "E-fcn-1")
+    assert reproduction.collect(out) == before
+    run = runs.Run.open(copy)
+    text = run.config.replace(distort="E", learning_rate=0.1).to_toml()
+    runs.write_text(run.config_file, text)
+    runs.write_json(run.metrics_file, run.metrics | {"epochs": 60})
+    after = reproduction.collect(out)
+    cells = {cell["cell"]: cell for cell in after["cells"]}
+    assert cells["E/fcn"]["runs"][0]["other"] == ["learning_rate"]
+    assert reproduction.rows(after)[0][4].endswith("* (3.2)")
+    shutil.rmtree(copy)
+
+
+def test_a_broken_run_beside_is_told_before_anything_is_trained(made):
+    out, command = made
+    copy = shutil.copytree(out / "R-fcn-1", out / "P-fcn-1")
+    with (copy / "config.toml").open("a", encoding="utf-8") as file:
+        file.write("future_option = 1\n")
+    with pytest.raises(UserError, match=r"future_option.*P-fcn-1"):
+        command("--cells", "R/cnn", "--seeds", "1", "--epochs", "2")
+    assert not (out / "R-cnn-1").exists()
+    shutil.rmtree(copy)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no lock there")
 def test_a_cell_that_another_process_trains_is_left_to_it(made, capsys):
     out, command = made

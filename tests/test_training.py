@@ -205,6 +205,16 @@ def test_model_is_the_best_one_and_loads_without_our_training_code(trained):
 # --- what training is made of --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(3, True), (4, True), (5, False)])
+def test_what_sharp_epochs_leave_of_augmentation_is_said(epochs, said, shapes_config):
+    from stn.tool import training
+
+    values = {"augment": 0.5, "sharp_epochs": 4, "epochs": epochs}
+    about = {"train": 8, "validation": 2, "class_names": ["a"]}
+    plan = training._plan(shapes_config.replace(**values), about, [], runs.Run("there"))
+    assert ("without augmentation, for sharp_epochs=4" in plan) == said
+
+
 def test_epochs_are_drawn_anew_from_the_seed(shapes_config, monkeypatch):
     from stn.tool import training
     from stn.tool.data.distortions import DISTORTIONS
@@ -709,7 +719,7 @@ def test_two_runs_that_begin_together_are_not_mixed(there, shapes_config, tmp_pa
         for seed in (1, 2)
     )
     checkpoints.begin(*first, {}, resume=False, overwrite=False)
-    with pytest.raises(UserError, match="which holds a run; go on with it"):
+    with pytest.raises(checkpoints.BusyError, match="which holds a run; go on with it"):
         checkpoints.begin(*second, {}, resume=False, overwrite=False)
     assert runs.Run(out).config.seed == 1
 

@@ -121,9 +121,12 @@ def begin(
             if config != run.config:
                 runs.write_text(run.config_file, config.to_toml())
             return lock.pop_all()
-    _check_free(run, overwrite)  # another run may have begun there while the data was read
-    with _lock(run) if run.config_file.exists() else contextlib.nullcontext():
-        _create(run, config, overwrite)
+    try:
+        _check_free(run, overwrite)
+        with _lock(run) if run.config_file.exists() else contextlib.nullcontext():
+            _create(run, config, overwrite)
+    except UserError as error:  # it was free in `prepare`: another has begun while data was read
+        raise BusyError(str(error)) from error
     return _lock(run)  # of the folder that is there now: a new one has taken its place
 
 
@@ -209,7 +212,7 @@ def _create(run: runs.Run, config: Config, overwrite: bool) -> None:
         run.clear()
     parent = run.path.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{run.path.name}-") as folder:
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".stn-") as folder:
         new = runs.Run(Path(folder) / "run")
         runs.write_text(new.config_file, config.to_toml())
         runs.write_json(new.environment_file, environment.describe())

@@ -7,9 +7,9 @@ import datetime
 import errno
 import gc
 import io
+import itertools
 import json
 import os
-import re
 import sys
 import tempfile
 import tomllib
@@ -45,6 +45,8 @@ Backend = Annotated[str | None, typer.Option(help="Keras backend; the run's if u
 
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+# The disk, what a user may have of it, or what a process may write.
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 def main() -> None:
@@ -67,6 +69,36 @@ def main() -> None:
         if type(error).__name__ != "TrainingError":  # its module would import Keras
             raise
         _fail(str(error), 1)
+
+
+@contextlib.contextmanager
+def _place(out: Path | None, wanted: config.Config) -> Iterator[Path]:
+    """Where a run goes; by default a new folder, which no other process has.
+
+    It is gone again if nothing was written into it.
+    """
+    if out is not None:
+        yield out
+        return
+    kind, _, path = wanted.data.partition(":")
+    data = f"{kind}-{Path(path).absolute().name[:60]}" if path else kind.replace("/", "-")
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    stem = f"{data}-{wanted.transform}-{now}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    for out in map(Path("runs").joinpath, names):
+        try:
+            out.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if not out.exists():
+                raise
+    assert out is not None
+    try:
+        yield out
+    finally:
+        for folder in (out, out.parent):
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def _written(out: Path) -> int | None:
@@ -95,8 +127,9 @@ def _fail(message: str, code: int) -> typing.NoReturn:
 
 def _explain_os_error(error: OSError, *, again: str = "try again") -> str:
     where = f": {error.filename}" if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return f"The disk is full{where}. Nothing was left half-written; make room and {again}"
+    if error.errno in _FULL:
+        full = "The disk is full" if error.errno == errno.ENOSPC else error.strerror
+        return f"{full}{where}. Nothing was left half-written; make room and {again}"
     if error.errno in _FORBIDDEN:
         return f"No permission to write{where}. Choose a place where you may write"
     return f"{error.strerror or error}{where}"
@@ -205,41 +238,51 @@ def _train(
         wanted = config.Config.load(config_file, **flags)
     else:
         wanted = config.Config(**flags)
-    if out is None:
-        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = re.sub(r"[/\\:]", "-", wanted.data).strip("-.")
-        out = Path("runs") / f"{name}-{wanted.transform}-{now}"
 
     from stn.tool.progress import Progress
 
     progress = Progress()
     _start_backend(wanted.backend)
-    run, before = None, _written(out)
-    on = f"stn train --resume {out}"
-    try:
+    with _place(out, wanted) as out:
         watched = _watched(out, port, progress, new=resume is None)
-        with watched if watch else contextlib.nullcontext():
-            run = stn.train(
-                wanted, out, resume=resume is not None, overwrite=overwrite, progress=progress
-            )
-    except KeyboardInterrupt:
-        pass
-    except OSError as error:
-        if error.errno != errno.ENOSPC or (resume is None and _written(out) == before):
-            raise
-        error.filename = error.filename or str(out)
-        _fail(_explain_os_error(error, again=f"go on with: {on}"), 1)
-    if run is None:
-        _forget_iterators()
-        if resume is not None or _written(out) != before:
-            _fail(f"Interrupted. Go on with: {on}", 130)
-        _fail("Interrupted before anything was written", 130)
+        run = _train_into(
+            out,
+            wanted,
+            progress,
+            watched if watch else contextlib.nullcontext(),
+            resume=resume is not None,
+            overwrite=overwrite,
+        )
     if json_:
         typer.echo(json.dumps({"run": str(run.path), **run.metrics}))
         return
     from stn.tool import printing
 
     printing.print_run(run, progress.console)
+
+
+def _train_into(
+    out: Path, wanted: config.Config, progress: Any, watched: Any, *, resume: bool, overwrite: bool
+) -> runs.Run:
+    """Train, or end the process with how to go on."""
+    run, before = None, _written(out)
+    on = f"stn train --resume {out}"
+    try:
+        with watched:
+            run = stn.train(wanted, out, resume=resume, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt:
+        pass
+    except OSError as error:
+        if error.errno not in _FULL or not (resume or _written(out) != before):
+            raise
+        error.filename = error.filename or str(out)
+        _fail(_explain_os_error(error, again=f"go on with: {on}"), 1)
+    if run is None:
+        _forget_iterators()
+        if resume or _written(out) != before:
+            _fail(f"Interrupted. Go on with: {on}", 130)
+        _fail("Interrupted before anything was written", 130)
+    return run
 
 
 @contextlib.contextmanager

@@ -116,6 +116,7 @@ def train(
     }
     with checkpoints.begin(run, config, about, resume=resume, overwrite=overwrite):
         new, encoder_accuracy = not run.checkpoint_file.exists(), 0.0
+        started = time.perf_counter()
         if new:
             with progress.step("Training the encoder to tell digits apart"):
                 views = _Views(config, digits, clutter)
@@ -126,7 +127,8 @@ def train(
         if not new:
             state = checkpoints.restore(run, model, kept=False)
         else:
-            state = {"history": [], "encoder_accuracy": encoder_accuracy, "seconds": 0.0}
+            seconds = time.perf_counter() - started
+            state = {"history": [], "encoder_accuracy": encoder_accuracy, "seconds": seconds}
             runs.write_text(run.summary_file, summary)
             runs.write_json(run.dataset_file, about)
             _draw(run, config, 0, locator, scenes, zoom_at(0, config.epochs))

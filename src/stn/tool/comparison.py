@@ -194,12 +194,19 @@ def _notes(opened: Sequence[runs.Run], names: Sequence[str]) -> list[str]:
             )
             notes.append(f"No test images of {name}: {why}")
     if len(hung) > 1 and not _alike(hung):
-        notes.append("No test images side by side: the runs differ in data or seed, so in images")
+        notes.append("No test images side by side: the runs do not have the same ones")
     return notes
 
 
 def _alike(opened: Sequence[runs.Run]) -> bool:
-    return len({(run.config.data, run.config.seed) for run in opened}) == 1
+    """Whether the test images of runs are the same, by all that is known of them."""
+
+    def images(run: runs.Run) -> tuple[Any, ...]:
+        about, config = run.dataset, run.config
+        shape = about["class_names"], about["image_shape"]
+        return config.data, config.seed, config.task, *shape, run.metrics["test"]["count"]
+
+    return all(images(run) == images(opened[0]) for run in opened)
 
 
 def _wall(opened: Sequence[runs.Run]) -> list[dict[str, Any]]:

@@ -255,7 +255,10 @@ class Config(pydantic.BaseModel):
             raise UserError(
                 f"Expected the configuration of a run. Received: {os.fspath(path)!r}, an empty file"
             )
-        return cls(**{**usual, **values})
+        try:
+            return cls(**{**usual, **values})
+        except UserError as error:
+            raise UserError(f"{error}. That is in {os.fspath(path)}") from error
 
     def to_toml(self) -> str:
         """All values as TOML, one a line with its description; unset ones are comments.

@@ -68,6 +68,9 @@ TABLE1: tuple[Cell, ...] = tuple(
 )
 """All cells, row by row."""
 
+# Where a run may differ from its cell: in where it ran, and from what.
+_FREE = ("data_dir", "mirror", "backend", "precision", "steps_per_execution", "epochs")
+
 # The paper's remedy where a transformer leaves out most of a large canvas: read finer, average.
 _POOLED = {"TC": {"output_size": 30, "pooling": 2}}
 
@@ -140,6 +143,7 @@ def reproduce(
     wanted = {(cell, seed): configure(cell, seed=seed, **values) for seed, cell in planned}
     for (cell, seed), config in wanted.items():  # before the first of them is trained
         _check(config, out / _folder(cell, seed))
+    collect(out)
     for number, (seed, cell) in enumerate(planned, 1):
         _train(
             wanted[cell, seed], out / _folder(cell, seed), f"{number} of {len(planned)}", progress
@@ -168,17 +172,17 @@ def collect(out: str | os.PathLike[str], before: dict[str, Any] | None = None) -
         error in percent), `error` (ours, the mean of its runs; None without any), `spread` (the
         standard deviation over them; None of fewer than two) and `runs`, each with `seed`,
         `error`, the numbers of `train` and `test` images, `parameters`, `epochs`, `seconds` of
-        training, `command`, and where it ran.
+        training, `command`, where it ran, and `other`, the options that differ from those of the
+        cell, if any do.
     """
     kept = {cell["cell"]: cell["runs"] for cell in (before or {}).get("cells", [])}
     found = []
     for cell in TABLE1:
         made = {run["seed"]: run for run in kept.get(cell.name, [])}
-        for folder in Path(out).glob(_folder(cell, "*")):
+        for folder in sorted(Path(out).glob(_folder(cell, "*"))):
             run = runs.Run(folder)
-            # A copy under another name is not a run of the table.
-            if run.metrics_file.exists() and folder.name == _folder(cell, run.config.seed):
-                made[run.config.seed] = result(run)
+            if run.metrics_file.exists() and (one := _result_of(cell, run)):
+                made[run.config.seed] = one
         errors = [one["error"] for one in made.values()]
         found.append(
             {
@@ -186,8 +190,8 @@ def collect(out: str | os.PathLike[str], before: dict[str, Any] | None = None) -
                 "row": cell.row,
                 "distort": cell.distort,
                 "paper": cell.paper,
-                "error": round(statistics.mean(errors), 3) if errors else None,
-                "spread": round(statistics.stdev(errors), 3) if len(errors) > 1 else None,
+                "error": round(statistics.mean(errors), 5) if errors else None,
+                "spread": round(statistics.stdev(errors), 5) if len(errors) > 1 else None,
                 "runs": [made[seed] for seed in sorted(made)],
             }
         )
@@ -197,7 +201,7 @@ def collect(out: str | os.PathLike[str], before: dict[str, Any] | None = None) -
 def rows(results: dict[str, Any]) -> list[list[str]]:
     """The table as text: a list of cells for each row, the first of which names it.
 
-    What was not trained for as many epochs as the recipe says is marked by `TRIAL`.
+    What was not trained as its cell says, or not for as many epochs, is marked by `TRIAL`.
 
     Example:
         >>> rows({"cells": []})
@@ -208,10 +212,26 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
     for cell in results["cells"]:
         ours = "-" if cell["error"] is None else f"{cell['error']:.2f}"
         ours += "" if cell["spread"] is None else f" ± {cell['spread']:.2f}"
-        if any(run["epochs"] != epochs[cell["cell"]] for run in cell["runs"]):
+        if any(run.get("other") or run["epochs"] != epochs[cell["cell"]] for run in cell["runs"]):
             ours += TRIAL
         table.setdefault(cell["row"], {})[cell["distort"]] = f"{ours} ({cell['paper']:.1f})"
     return [[row, *(cells.get(d, "") for d in DISTORTIONS)] for row, cells in table.items()]
+
+
+def _result_of(cell: Cell, run: runs.Run) -> dict[str, Any] | None:
+    """The result of a run as one of a cell; None if it is a copy of another under its name."""
+    config = run.config
+    usual = configure(cell, seed=config.seed)
+    if run.path.name != _folder(cell, config.seed) or any(
+        getattr(config, key) != getattr(usual, key) for key in ("recipe", "distort", "transform")
+    ):
+        return None
+    other = [
+        key
+        for key, value in usual.model_dump().items()
+        if getattr(config, key) != value and key not in _FREE
+    ]
+    return result(run) | ({"other": other} if other else {})
 
 
 def _folder(cell: Cell, seed: Any) -> str:

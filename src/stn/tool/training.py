@@ -439,10 +439,16 @@ def _out_of_patience(config: Config, state: dict[str, Any]) -> bool:
 
 def _plan(config: Config, about: dict[str, Any], test: data.Split, run: runs.Run) -> str:
     drawn = " (drawn, for want of a folder test)" if "training_files" in about else ""
+    augmented = config.augment or config.elastic
+    sharp = (
+        f" All epochs are without augmentation, for sharp_epochs={config.sharp_epochs}."
+        if augmented and 0 < config.epochs <= config.sharp_epochs
+        else ""
+    )
     return (
         f"{config.data}, distortion {config.distort}: {about['train']} training, "
         f"{about['validation']} validation and {len(test)} test images{drawn}, "
         f"{len(about['class_names'])} classes. "
-        f"{config.backend}, {config.precision}, at most {config.epochs} epochs. "
+        f"{config.backend}, {config.precision}, at most {config.epochs} epochs.{sharp} "
         f"Everything goes to {run.path}"
     )

@@ -138,7 +138,7 @@ SOURCES: dict[str, Source] = {
         Source("folder:PATH", "your own images, one sub-folder per class", origin="PATH"),
         Source(
             "tfds:NAME",
-            'an image classification set of TensorFlow Datasets; needs pip install "stn[tfds]"',
+            'an image classification set of TensorFlow Datasets; needs pip install -e ".[tfds]"',
             origin="tensorflow.org/datasets",
         ),
     )

@@ -47,7 +47,7 @@ def read(
     except ImportError as error:
         raise UserError(
             f"Expected TensorFlow Datasets to be installed. Received: {error}. "
-            'Run: pip install "stn[tfds]"'
+            'Run: pip install -e ".[tfds]"'
         ) from error
     title = f"tfds:{name}"
     try:
