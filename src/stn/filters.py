@@ -1,7 +1,8 @@
 """Images filtered with fixed kernels: shrunk without aliasing, and their slopes at a distance.
 
 All filters are products with constant matrices, one axis at a time, so they cost little, have
-exact gradients and run alike on every backend.
+exact gradients and run alike on every backend. `exactly` keeps products from being rounded, those
+of other modules too.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ TABLE1: tuple[Cell, ...] = tuple(
 )
 """All cells, row by row."""
 
-# Where a run may differ from its cell: in where it ran, and from what.
-_FREE = ("data_dir", "mirror", "backend", "precision", "steps_per_execution", "epochs")
+# Where a run may differ from its cell: in where it ran. How many epochs it had is recorded anyway.
+_FREE = ("backend", "precision", "steps_per_execution", "epochs")
 
 # The paper's remedy where a transformer leaves out most of a large canvas: read finer, average.
 _POOLED = {"TC": {"output_size": 30, "pooling": 2}}
@@ -220,17 +220,15 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
 
 def _result_of(cell: Cell, run: runs.Run) -> dict[str, Any] | None:
     """The result of a run as one of a cell; None if it is a copy of another under its name."""
+    from stn.tool import checkpoints
+
     config = run.config
     usual = configure(cell, seed=config.seed)
     if run.path.name != _folder(cell, config.seed) or any(
         getattr(config, key) != getattr(usual, key) for key in ("recipe", "distort", "transform")
     ):
         return None
-    other = [
-        key
-        for key, value in usual.model_dump().items()
-        if getattr(config, key) != value and key not in _FREE
-    ]
+    other = [key for key in checkpoints.differences(usual, config) if key not in _FREE]
     return result(run) | ({"other": other} if other else {})
 
 

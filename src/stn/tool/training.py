@@ -442,7 +442,7 @@ def _plan(config: Config, about: dict[str, Any], test: data.Split, run: runs.Run
     augmented = config.augment or config.elastic
     sharp = (
         f" All epochs are without augmentation, for sharp_epochs={config.sharp_epochs}."
-        if augmented and 0 < config.epochs <= config.sharp_epochs
+        if augmented and config.epochs <= config.sharp_epochs
         else ""
     )
     return (
